@@ -1,0 +1,1 @@
+"""Token sets become unit vectors."""

@@ -1,0 +1,196 @@
+"""What an encoder is, the registry of encoders, and the folder that one is saved in.
+
+A folder is in Hugging Face style: `config.json` (the name, the assembly, the settings), `model.safetensors`
+(the weights) and `universe.bed.gz` (the regions, in token order). It is the whole identity of an encoder:
+its fingerprint is the sha256 of that content.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chromseek.data.errors import BadArgument, BadData, NotFound, printable
+from chromseek.data.genome import assembly
+from chromseek.data.tokens import TokenSets
+from chromseek.data.universe import Universe
+
+Kind = Literal["cell", "region", "bed"]
+KINDS: tuple[Kind, ...] = ("cell", "region", "bed")
+Arrays = dict[str, NDArray[Any]]
+
+
+class Encoder(Protocol):
+    """A universe and weights; token sets become unit vectors."""
+
+    @property
+    def name(self) -> str:
+        """The name under which this kind of encoder is registered."""
+
+    @property
+    def universe(self) -> Universe:
+        """The regions whose tokens it reads."""
+
+    @property
+    def dim(self) -> int:
+        """The width of its vectors."""
+
+    def encode(self, sets: TokenSets, kind: Kind) -> NDArray[np.float32]:
+        """Turn n token sets of one kind into unit vectors, (n, dim); a set it knows nothing of gives a zero row."""
+
+    def config(self) -> dict[str, Any]:
+        """The settings that, with the arrays and the universe, make it again."""
+
+    def arrays(self) -> Arrays:
+        """The weights."""
+
+
+# name → "module:class"; the class has `fit(...)` and `from_parts(config, arrays, universe)`.
+ENCODERS = {"lsi": "chromseek.encoder.lsi:LSI"}
+
+
+def encoder_class(name: str) -> Any:
+    """Look an encoder up by name; its module is imported only now."""
+    if name not in ENCODERS:
+        raise BadArgument(
+            f"unknown encoder {printable(name)}",
+            code="ENCODER-NAME",
+            got=name,
+            fix=f"one of {', '.join(ENCODERS)}, or the folder of a saved encoder",
+        )
+    module, _, attribute = ENCODERS[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """sha256 of an encoder's name, settings, universe and weights; files and folders do not enter."""
+    digest = hashlib.sha256(json.dumps([encoder.name, encoder.config()], sort_keys=True).encode())
+    digest.update(encoder.universe.digest.encode())
+    for key, array in sorted(encoder.arrays().items()):
+        digest.update(f"{key} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def save(encoder: Encoder, folder: Path) -> list[Path]:
+    """Write an encoder into an empty folder; return the files."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "config.json", folder / "model.safetensors", folder / "universe.bed.gz"]
+    universe = encoder.universe
+    described = {
+        "model_type": encoder.name,
+        "assembly": universe.assembly.name,
+        "universe": {"regions": len(universe), "digest": universe.digest},
+        "dim": encoder.dim,
+        **encoder.config(),
+    }
+    files[0].write_text(json.dumps(described, indent=2) + "\n")
+    save_file({key: np.ascontiguousarray(array) for key, array in encoder.arrays().items()}, files[1])
+    universe.save(files[2])
+    return files
+
+
+def load(folder: str | Path, universe: Universe | None = None) -> Encoder:
+    """Read an encoder from its folder.
+
+    `universe` spares reading the regions again where the caller has them. Raises NotFound for a missing
+    file, BadData for a pickle, a damaged file, or weights that do not fit the universe.
+    """
+    folder = Path(folder)
+    paths = {name: folder / name for name in ("config.json", "model.safetensors", "universe.bed.gz")}
+    for path in paths.values():
+        if not path.is_file():
+            raise NotFound(
+                f"no {path.name} in {printable(folder)}",
+                code="ENCODER-FILE",
+                file=str(path),
+                fix="an encoder folder holds config.json, model.safetensors and universe.bed.gz",
+            )
+    config = _read_config(paths["config.json"])
+    if universe is None or universe.digest != config["universe"]["digest"]:
+        universe = Universe.load(paths["universe.bed.gz"], assembly(config["assembly"]))
+    if universe.digest != config["universe"]["digest"]:
+        raise BadData(
+            "the universe is not the one the weights were made for",
+            code="ENCODER-UNIVERSE",
+            file=str(paths["universe.bed.gz"]),
+            got=f"{len(universe)} regions",
+            fix="copy the encoder folder again, whole",
+        )
+    return encoder_class(config["model_type"]).from_parts(config, _read_arrays(paths["model.safetensors"]), universe)  # type: ignore[no-any-return]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+        missing = [key for key in ("model_type", "assembly", "universe", "dim") if key not in config]
+    except (ValueError, TypeError) as error:
+        raise BadData(
+            f"not JSON: {error}", code="ENCODER-CONFIG", file=str(path), fix="copy the encoder folder again"
+        ) from None
+    if missing:
+        raise BadData(
+            f"lacks {', '.join(missing)}", code="ENCODER-CONFIG", file=str(path), fix="copy the encoder folder again"
+        )
+    return dict(config)
+
+
+def _read_arrays(path: Path) -> Arrays:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):  # a zip or a pickle: code could be in it
+        raise BadData(
+            "holds a pickle, not safetensors; it was not read",
+            code="ENCODER-PICKLE",
+            file=str(path),
+            fix="convert it to safetensors with the tool that made it",
+        )
+    try:
+        arrays: Arrays = load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise BadData(
+            f"not readable as safetensors: {error}",
+            code="ENCODER-WEIGHTS",
+            file=str(path),
+            fix="copy the encoder folder again",
+        ) from None
+    for key, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise BadData(
+                f"{printable(key)} holds NaN or infinity",
+                code="ENCODER-NAN",
+                file=str(path),
+                fix="train or fetch the encoder again",
+            )
+    return arrays
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale rows to length 1; zero rows stay zero, (n, dim) → (n, dim)."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-12)
+
+
+def centred(raw: NDArray[np.float32], means: NDArray[np.float32], kind: Kind) -> NDArray[np.float32]:
+    """Move unit vectors to their kind's mean and scale them to length 1 again; zero rows stay zero."""
+    known = raw.any(axis=1, keepdims=True)
+    return unit(np.where(known, raw - means[KINDS.index(kind)], 0).astype(np.float32, copy=False))
+
+
+def require(condition: bool, message: str, fix: str, got: object = None) -> None:
+    """Refuse weights that do not fit together."""
+    if not condition:
+        raise BadData(message, code="ENCODER-SHAPE", got=got, fix=fix)
+
+
+Progress = Callable[[int], None]

@@ -1,0 +1,310 @@
+"""Vectors on disk, and the two ways to find the nearest of them: exact, and by lists with an exact re-rank.
+
+A segment keeps its vectors as float16 in `vectors.npy`, memory-mapped: they are the truth for every score. A large
+view has beside them `codes.faiss`, an inverted file of 8-bit codes that only proposes candidates. All segments of
+a view share one coarse quantiser, so that a query is compared with the centroids once.
+
+FAISS and OpenMP are set here and nowhere else: the BLAS threshold (the default makes batches 18 times slower), one
+thread for a single query, all cores for a batch.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chromseek.data.errors import BadData, printable
+from chromseek.data.tokens import offsets_of
+
+faiss.cvar.distance_compute_blas_threshold = 800
+BATCH = 16  # from this many queries on, all cores work on one call
+BLOCK = 1 << 22  # vector elements converted to float32 at a time
+SHORT_LIST = 4  # candidates per wanted hit that the exact re-rank sees
+TIES = 8  # spare places in which ties at the last rank are looked for first
+MIN_PROBED = 64  # rows that the probed lists hold at least, for each wanted hit
+
+
+@contextmanager
+def threads(n_queries: int) -> Iterator[None]:
+    """One thread for a few queries, all cores for many; the setting belongs to the calling thread."""
+    faiss.omp_set_num_threads(cores() if n_queries >= BATCH else 1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(1)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Vectors:
+    """All rows of one view: float16 memory maps laid end to end, and their index where there is one."""
+
+    def __init__(self, parts: Sequence[Path], codes: Sequence[Path]) -> None:
+        """Open the `vectors.npy` of each segment and, for an indexed view, the `codes.faiss` of each.
+
+        Raises BadData when a file is not what the manifest promised.
+        """
+        self._parts = [_mapped(path) for path in parts]
+        self.offsets = offsets_of([len(part) for part in self._parts])
+        self.dim = self._parts[0].shape[1] if self._parts else 0
+        self._lists = [_Lists(path, part) for path, part in zip(codes, self._parts, strict=True)] if codes else []
+        self._centroids = self._lists[0].centroids() if self._lists else None
+        self._whole: NDArray[np.float32] | None = None
+        self._sizes = np.sum([lists.sizes for lists in self._lists], axis=0, initial=0)
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def n_lists(self) -> int:
+        """Lists of the index; 0 where every search is exact."""
+        return 0 if self._centroids is None else len(self._centroids)
+
+    def get(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The vectors of rows, (n, dim)."""
+        if len(self._parts) == 1:
+            return self._parts[0][rows].astype(np.float32)
+        out = np.empty((len(rows), self.dim), np.float32)
+        owners = np.searchsorted(self.offsets, rows, side="right") - 1
+        for part in np.unique(owners):
+            mine = owners == part
+            out[mine] = self._parts[part][rows[mine] - self.offsets[part]]
+        return out
+
+    def blocks(self, rows: NDArray[np.int64] | None = None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """All rows, or the given ones, in blocks: row numbers (m) and vectors (m, dim)."""
+        size = max(1, BLOCK // max(1, self.dim))
+        if rows is not None:
+            for start in range(0, len(rows), size):
+                yield rows[start : start + size], self.get(rows[start : start + size])
+        elif len(self) <= size:  # small enough to keep as float32: exact search is its only search
+            if self._whole is None:
+                self._whole = self.get(np.arange(len(self)))
+            yield np.arange(len(self)), self._whole
+        else:
+            for part, first in zip(self._parts, self.offsets[:-1], strict=True):
+                for start in range(0, len(part), size):
+                    block = np.array(part[start : start + size])  # torch wants memory that it could write to
+                    yield first + np.arange(start, start + len(block)), torch.from_numpy(block).float().numpy()
+
+    def exact(
+        self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The k nearest of all rows, or of the given sorted ones: rows (q, k) and scores (q, k), best first.
+
+        Equal scores come by row. Places without a row hold -1 and -inf.
+        """
+        best_rows = np.full((len(queries), k), -1, np.int64)
+        best = np.full((len(queries), k), -np.inf, np.float32)
+        for block_rows, vectors in self.blocks(rows):
+            for start in range(0, len(queries), 1024):
+                part = slice(start, start + 1024)
+                found, scores = _block_best(queries[part], vectors, k)
+                candidates = np.hstack([best_rows[part], np.where(found >= 0, block_rows[found], -1)])
+                best_rows[part], best[part] = ranked(candidates, np.hstack([best[part], scores]), k)
+        return best_rows, best
+
+    def probed(
+        self, queries: NDArray[np.float32], k: int, n_probe: int, rows: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The k nearest by lists, out of all rows or the given sorted ones; shapes and order as in `exact`.
+
+        Lists without an allowed row are struck out; of the others the nearest are probed, at least `n_probe` of
+        them, until they hold enough allowed rows. So a filter far from the query costs no recall, and no
+        allowed hit is missing while there are k.
+        """
+        assert self._centroids is not None
+        if rows is not None and len(rows) == 0:
+            return np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
+        split = None if rows is None else [rows[a:b] - first for a, b, first in self._cuts(rows)]
+        sizes = (
+            self._sizes
+            if split is None
+            else sum(lists.count(part) for lists, part in zip(self._lists, split, strict=True))
+        )
+        nearest, similarity = _lists_to_probe(queries @ self._centroids.T, sizes, n_probe, MIN_PROBED * k)
+        found = []
+        with threads(len(queries)):
+            for place, (lists, first) in enumerate(zip(self._lists, self.offsets[:-1], strict=True)):
+                allowed = None if split is None else split[place]
+                local = lists.candidates(queries, SHORT_LIST * k, nearest, similarity, allowed)
+                found.append(np.where(local >= 0, local + first, -1))
+        return self._reranked(queries, np.hstack(found), k)
+
+    def _cuts(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
+        """Where sorted rows pass from one segment to the next: start, stop, first row of the segment."""
+        cuts = np.searchsorted(rows, self.offsets)
+        yield from zip(cuts[:-1].tolist(), cuts[1:].tolist(), self.offsets[:-1].tolist(), strict=True)
+
+    def _reranked(
+        self, queries: NDArray[np.float32], candidates: NDArray[np.int64], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Score candidates (q, c) exactly and keep the k best of each query."""
+        vectors = self.get(np.maximum(candidates, 0).ravel()).reshape(*candidates.shape, self.dim)
+        scores = np.matmul(vectors, queries[:, :, None])[:, :, 0]
+        return ranked(candidates, np.where(candidates >= 0, scores, -np.inf), k)
+
+
+class _Lists:
+    """The inverted lists of one segment."""
+
+    def __init__(self, path: Path, vectors: NDArray[np.float16]) -> None:
+        try:
+            self._index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise BadData(
+                f"not readable as an index: {printable(error)}",
+                code="INDEX-DAMAGED",
+                file=str(path),
+                fix="restore the atlas, or build it again",
+            ) from None
+        if self._index.ntotal != len(vectors) or self._index.d != vectors.shape[1]:
+            raise BadData(
+                f"index of {self._index.ntotal} rows beside vectors of shape {vectors.shape}",
+                code="INDEX-SHAPE",
+                file=str(path),
+                fix="restore the atlas, or build it again",
+            )
+        inverted = self._index.invlists
+        self.sizes = np.array([inverted.list_size(i) for i in range(self._index.nlist)])
+        self._list_of = np.empty(len(vectors), np.int32)
+        for number in np.flatnonzero(self.sizes).tolist():
+            ids = faiss.rev_swig_ptr(inverted.get_ids(number), int(self.sizes[number]))
+            self._list_of[ids] = number
+
+    def centroids(self) -> NDArray[np.float32]:
+        """The coarse quantiser's centroids, (lists, dim)."""
+        quantiser = faiss.downcast_index(self._index.quantizer)
+        return np.asarray(quantiser.reconstruct_n(0, self._index.nlist), dtype=np.float32)
+
+    def count(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many of the rows lie in each list, (lists)."""
+        return np.bincount(self._list_of[rows], minlength=self._index.nlist)
+
+    def candidates(
+        self,
+        queries: NDArray[np.float32],
+        n: int,
+        lists: NDArray[np.int64],
+        similarity: NDArray[np.float32],
+        rows: NDArray[np.int64] | None,
+    ) -> NDArray[np.int64]:
+        """The n rows that score best by their codes in the lists (q, p) of each query, (q, n); -1 for none."""
+        parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1])
+        if rows is not None:
+            allowed = np.zeros(len(self._list_of), bool)
+            allowed[rows] = True
+            bits = np.packbits(allowed, bitorder="little")
+            parameters.sel = selector = faiss.IDSelectorBitmap(bits)  # noqa: F841  kept alive through the call
+        inputs = [np.ascontiguousarray(a) for a in (queries, lists, similarity)]
+        scores, found = np.empty((len(queries), n), np.float32), np.empty((len(queries), n), np.int64)
+        pointers = [faiss.swig_ptr(a) for a in (*inputs, scores, found)]
+        self._index.search_preassigned_c(len(queries), pointers[0], n, *pointers[1:], False, parameters)
+        return found
+
+
+def write_codes(
+    path: Path, quantiser: NDArray[np.float32], vectors: NDArray[np.float16], sample: NDArray[np.float32]
+) -> None:
+    """Write the inverted file of one segment: 8-bit codes of the residuals, trained on a sample of the view."""
+    n_lists, dim = quantiser.shape
+    coarse = faiss.IndexFlatIP(dim)
+    coarse.add(quantiser)
+    index = faiss.IndexIVFScalarQuantizer(
+        coarse, dim, n_lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT, True
+    )
+    with threads(BATCH):
+        index.train(sample)
+        step = max(1, BLOCK // dim)
+        for start in range(0, len(vectors), step):
+            index.add(vectors[start : start + step].astype(np.float32))
+    faiss.write_index(index, str(path))
+
+
+def train_quantiser(sample: NDArray[np.float32], n_rows: int, seed: int = 0) -> NDArray[np.float32]:
+    """Centroids for the lists of a view with n_rows rows: about 4 √n of them, by spherical k-means on a sample."""
+    n_lists = max(1, min(int(4 * np.sqrt(n_rows)), len(sample) // 39))  # k-means wants 39 points a centroid
+    with threads(BATCH):
+        kmeans = faiss.Kmeans(
+            sample.shape[1], n_lists, niter=10, spherical=True, seed=seed + 1, max_points_per_centroid=64
+        )
+        kmeans.train(sample)
+    return np.asarray(kmeans.centroids, dtype=np.float32)
+
+
+def ranked(
+    rows: NDArray[np.int64], scores: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k best of each line, best first, equal scores by row; absent ones (-1) last, (q, k), (q, k)."""
+    if rows.shape[1] < k:
+        gap = ((0, 0), (0, k - rows.shape[1]))
+        rows, scores = np.pad(rows, gap, constant_values=-1), np.pad(scores, gap, constant_values=-np.inf)
+    order = np.lexsort((rows, -scores), axis=1)[:, :k]
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+
+
+def _block_best(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The best rows of one block with room for ties: positions (q, m) or -1, scores (q, m)."""
+    scores = queries @ vectors.T
+    wanted = min(k, len(vectors))
+    room = min(k + TIES, len(vectors))
+    values, places = torch.topk(torch.from_numpy(scores), room, dim=1)
+    found, best = places.numpy(), values.numpy()
+    if room == len(vectors):
+        return found, best
+    # Where even the spare places tie with the last wanted one, more ties may lie outside: take them by row.
+    for query in np.flatnonzero(best[:, wanted - 1] == best[:, -1]).tolist():
+        line = scores[query]
+        above = np.flatnonzero(line > best[query, wanted - 1])
+        ties = np.flatnonzero(line == best[query, wanted - 1])[: room - len(above)]
+        found[query] = np.concatenate([above, ties])
+        best[query] = line[found[query]]
+    return found, best
+
+
+def _lists_to_probe(
+    similarity: NDArray[np.float32], sizes: NDArray[np.int64], n_probe: int, n_rows: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The nearest non-empty lists of each query and their similarity, (q, p), (q, p).
+
+    At least n_probe of them, and as many as it takes to hold n_rows rows.
+    """
+    alive = np.flatnonzero(sizes)
+    similarity = similarity[:, alive]
+    most = min(len(alive), n_probe)
+    while True:
+        nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
+        if most == len(alive) or sizes[alive[nearest]].sum(axis=1).min() >= n_rows:
+            return alive[nearest], np.take_along_axis(similarity, nearest, 1)
+        most = min(len(alive), 2 * most)
+
+
+def _mapped(path: Path) -> NDArray[np.float16]:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise BadData(
+            f"not readable as vectors: {printable(error)}",
+            code="VECTORS-DAMAGED",
+            file=str(path),
+            fix="restore the atlas, or build it again",
+        ) from None
+    if array.ndim != 2 or array.dtype != np.float16:
+        raise BadData(
+            f"vectors of {array.dtype} {array.shape}, not float16 of two dimensions",
+            code="VECTORS-SHAPE",
+            file=str(path),
+            got=array.dtype.str,
+            fix="restore the atlas, or build it again",
+        )
+    return array

@@ -1,0 +1,1 @@
+"""An atlas answers: what is like this?"""

@@ -1,0 +1,272 @@
+"""One collection of an atlas version: its rows, its vectors, and the search over them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from chromseek.data.errors import BadArgument, NotFound, printable
+from chromseek.data.sources import ReadOptions
+from chromseek.encoder.base import Encoder
+from chromseek.indexer.filter_sql import check
+from chromseek.indexer.filter_tree import And, Compare, Filter, IsNull, Or, to_json
+from chromseek.indexer.metadata import Metadata
+from chromseek.indexer.vectors import Vectors
+from chromseek.search import plan, query
+from chromseek.search.filters import from_json, parse
+from chromseek.search.hits import Hits
+from chromseek.search.query import Question, StoredVectors
+
+MAX_K = 10_000
+DEFAULT_PROBES = 32
+
+
+class Collection:
+    """Rows of one kind; frozen, so any number of threads may search it."""
+
+    def __init__(
+        self,
+        name: str,
+        metadata: Metadata,
+        vectors: Vectors,
+        encoder: Encoder,
+        *,
+        n_probe: int,
+        recall: float | None,
+        receipt: dict[str, Any],
+        stored: StoredVectors,
+    ) -> None:
+        self.name = name
+        self.metadata = metadata
+        self.vectors = vectors
+        self.ids = np.asarray(metadata.column("id").to_numpy(), np.int64)  # (rows), rising
+        self._encoder, self._stored = encoder, stored
+        self._n_probe, self._recall, self._receipt = n_probe, recall, receipt
+        self._live = metadata.where(None)
+        if not (len(vectors) == metadata.n_rows == len(self.ids)):
+            raise BadArgument(
+                f"{name}: {len(vectors)} vectors beside {metadata.n_rows} rows",
+                code="ATLAS-ROWS",
+                fix="restore the atlas, or build it again",
+            )
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The metadata columns."""
+        return self.metadata.schema
+
+    def where(self, condition: str | Mapping[str, Any] | Filter | None) -> NDArray[np.int64]:
+        """The ids of the rows that match a filter, sorted."""
+        return self.ids[self._allowed(self.filter(condition))]
+
+    def get(self, ids: Sequence[int] | NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
+        """The metadata of rows by id, in that order. Raises NotFound for an unknown or deleted id."""
+        return self.metadata.take(self.rows_of(ids), columns)
+
+    def vectors_of(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """The vectors of rows by id, (n, dim)."""
+        return self.vectors.get(self.rows_of(ids))
+
+    def rows_of(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where rows lie, by id."""
+        wanted = np.asarray(ids, np.int64)
+        rows = np.minimum(np.searchsorted(self.ids, wanted), max(0, len(self.ids) - 1))
+        known = (self.ids[rows] == wanted) if len(self.ids) else np.zeros(len(wanted), bool)
+        known &= np.isin(rows, self._live, assume_unique=False) if len(self._live) < len(self.ids) else True
+        if not known.all():
+            missing = int(wanted[~known][0])
+            raise NotFound(
+                f"no row {missing} in {self.name}",
+                code="ID",
+                got=missing,
+                fix="ids are those that hits and exports show; deleted rows are gone",
+            )
+        return rows
+
+    def filter(self, condition: str | Mapping[str, Any] | Filter | None) -> Filter | None:
+        """A condition as a checked tree: text, JSON, or a tree already. Raises BadArgument naming what is wrong."""
+        if condition is None:
+            return None
+        if isinstance(condition, str):
+            tree: Filter = parse(condition)
+        else:
+            tree = from_json(condition) if isinstance(condition, Mapping) else condition
+        return check(tree, self.schema)
+
+    def _allowed(self, tree: Filter | None) -> NDArray[np.int64]:
+        return self._live if tree is None else self.metadata.where(tree)
+
+    def resolve(self, asked: Any, read: ReadOptions | None = None) -> Question:
+        """A query in any form as vectors; see chromseek.search.query."""
+        return query.resolve(asked, self._encoder, self.name, self._stored, read or ReadOptions())
+
+    def search(
+        self,
+        asked: Any,
+        k: int = 10,
+        *,
+        where: str | Mapping[str, Any] | Filter | None = None,
+        exact: bool = False,
+        exclude_same: str | Sequence[str] | None = None,
+        max_distance: float | None = None,
+        centroid: bool = False,
+        unlike: Any = None,
+        read: ReadOptions | None = None,
+    ) -> Hits:
+        """Find the k rows most like each query.
+
+        asked: cells (AnnData, h5ad, fragments), a BED set (path, frame, pyranges), regions (`chr1:1000-2000`, a list),
+            stored ids, vectors, or a dict of these by name.
+        where: only rows that match, as text (`tissue = 'blood' AND n_fragments > 1000`) or its JSON form.
+        exact: compare with every allowed row instead of the nearest lists.
+        exclude_same: columns; rows that hold the query's own value there are left out (its donor, its dataset).
+        max_distance: only hits with 1 - score up to this.
+        centroid: all queries as one, their mean; the receipt has its coherence.
+        unlike: a second query in any form; what the first shares with it is taken out.
+        read: how files are read (liftOver, chromosome names).
+
+        A query that is a stored row is not its own hit. Each query gets min(k, matching rows) hits.
+        """
+        _check_range(k, max_distance)
+        question = self.resolve(asked, read)
+        if centroid:
+            question, _ = query.centroid(question)
+        if unlike is not None:
+            question = query.unlike(question, self.resolve(unlike, read))
+        tree = self.filter(where)
+        own = self._own_rows(question)
+        wanted = min(k + (own is not None), max(1, self.metadata.n_rows))
+        rows = np.full((len(question), k), -1, np.int64)
+        scores = np.full((len(question), k), -np.inf, np.float32)
+        reasons, paths = dict(question.reasons), set()
+        for members, limit in self._groups(question, tree, exclude_same):
+            allowed = self._allowed(limit)
+            members = members[question.vectors[members].any(axis=1)]
+            if len(allowed) == 0:
+                reasons |= {m: reasons.get(m, "no row matches the filter") for m in members.tolist()}
+            if len(allowed) == 0 or len(members) == 0:
+                continue
+            chosen = plan.choose(self.vectors, len(allowed), exact=exact, n_probe=self._n_probe)
+            paths.add(chosen.path)
+            limited = None if len(allowed) == self.metadata.n_rows else allowed
+            found, close = plan.run(chosen, self.vectors, question.vectors[members], wanted, limited)
+            if own is not None:
+                found, close = _without(found, close, own[members])
+            rows[members, : found.shape[1]], scores[members, : found.shape[1]] = found[:, :k], close[:, :k]
+        if max_distance is not None:
+            far = scores < 1 - max_distance - 1e-6
+            rows[far], scores[far] = -1, -np.inf
+        return self._hits(question, rows, scores, reasons, {
+            "k": k, "where": None if tree is None else to_json(tree), "exact": exact, "exclude_same": exclude_same,
+            "max_distance": max_distance, "path": "+".join(sorted(paths)) or "none",
+            "n_probe": self._n_probe if "lists" in paths else None,
+            "recall@10": self._recall if "lists" in paths else 1.0,
+        })  # fmt: skip
+
+    def _hits(
+        self,
+        question: Question,
+        rows: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        reasons: dict[int, str],
+        parameters: dict[str, Any],
+    ) -> Hits:
+        ids = np.where(rows >= 0, self.ids[np.maximum(rows, 0)], -1)
+        receipt = self._receipt | {"collection": self.name, "query": question.described} | parameters
+        if question.notes:
+            receipt["notes"] = list(question.notes)
+        return Hits(
+            ids,
+            np.where(rows >= 0, np.clip(scores, -1, 1), -np.inf).astype(np.float32),
+            rows,
+            question.names,
+            question.coverage,
+            reasons,
+            receipt,
+            self.metadata.take,
+        )
+
+    def _own_rows(self, question: Question) -> NDArray[np.int64] | None:
+        """The rows that the queries themselves are, if they are stored here."""
+        if question.stored is None or question.stored[0] != self.name:
+            return None
+        return self.rows_of(question.stored[1])
+
+    def _groups(
+        self, question: Question, tree: Filter | None, exclude_same: str | Sequence[str] | None
+    ) -> Iterator[tuple[NDArray[np.int64], Filter | None]]:
+        """Queries that share a row set: their numbers and the filter; one group without exclude_same."""
+        if exclude_same is None:
+            yield np.arange(len(question)), tree
+            return
+        columns = [exclude_same] if isinstance(exclude_same, str) else list(exclude_same)
+        values = self._values(question, columns)
+        for key, members in values.groupby(columns, dropna=False, sort=False).indices.items():
+            others = [
+                Or((Compare(column, "ne", _plain(value)), IsNull(column)))
+                for column, value in zip(columns, key if isinstance(key, tuple) else (key,), strict=True)
+                if not pd.isna(value)
+            ]
+            parts = (*others, *([] if tree is None else [tree]))
+            yield np.asarray(members), check(And(parts), self.schema) if parts else None
+
+    def _values(self, question: Question, columns: list[str]) -> pd.DataFrame:
+        """What the queries hold in some columns."""
+        if question.stored is not None:
+            frame = self._stored_metadata(question, columns)
+        else:
+            frame = question.metadata if question.metadata is not None else pd.DataFrame()
+        missing = [c for c in columns if c not in frame.columns or c not in self.schema.names]
+        if missing:
+            raise BadArgument(
+                f"exclude_same: the query, or the atlas, has no column {printable(missing[0])}",
+                code="EXCLUDE-COLUMN",
+                got=missing[0],
+                fix=f"the query has {', '.join(map(str, frame.columns[:8])) or 'no metadata'}",
+            )
+        return frame[columns].astype(object).reset_index(drop=True)
+
+    def _stored_metadata(self, question: Question, columns: list[str]) -> pd.DataFrame:
+        assert question.stored is not None
+        if question.stored[0] != self.name:
+            raise BadArgument(
+                "exclude_same needs queries of the searched collection, or a file with metadata",
+                code="EXCLUDE-STORED",
+                fix=f"leave exclude_same out, or filter with where=, when {self.name} are searched with other rows",
+            )
+        there = [c for c in columns if c in self.schema.names]
+        frame: pd.DataFrame = self.get(question.stored[1], there).to_pandas()
+        return frame
+
+
+def _check_range(k: int, max_distance: float | None) -> None:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
+        raise BadArgument(f"k is {printable(k)}", code="K-RANGE", got=printable(k), fix=f"choose k from 1 to {MAX_K}")
+    if max_distance is not None and not 0 <= max_distance <= 2:
+        raise BadArgument(
+            f"max_distance is {max_distance}",
+            code="DISTANCE-RANGE",
+            got=printable(max_distance),
+            fix="cosine distances lie between 0 and 2",
+        )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _without(
+    rows: NDArray[np.int64], scores: NDArray[np.float32], own: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Strike each query's own row out and close the gap, (q, k+1) → (q, k+1)."""
+    mine = rows == own[:, None]
+    order = np.argsort(mine, axis=1, kind="stable")
+    rows = np.where(mine, -1, rows)
+    scores = np.where(mine, -np.inf, scores).astype(np.float32)
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)

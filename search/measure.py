@@ -1,0 +1,103 @@
+"""How good answers are: recall against exact search, and a sanity score for each direction of search."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.stats import rankdata
+
+from chromseek.data.tokens import TokenSets
+
+if TYPE_CHECKING:
+    from chromseek.search.atlas import Collection
+
+CHANCE = 0.55  # a sanity score up to here is no better than guessing
+N_SETS, N_REGIONS = 400, 1_000  # sampled for the sanity scores
+N_QUERIES = 300  # sampled for recall
+MIN_ROWS = 10  # a collection with fewer rows gives no score
+
+
+def recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
+    """The mean share of the true neighbours (q, k) that were found (q, k); absent places (-1) do not count."""
+    shares = [
+        len(np.intersect1d(f[f >= 0], t[t >= 0])) / max(1, (t >= 0).sum()) for f, t in zip(found, truth, strict=True)
+    ]
+    return float(np.mean(shares)) if shares else 1.0
+
+
+def choose_probes(collection: "Collection", *, target: float = 0.99, k: int = 10) -> tuple[int, float]:
+    """The fewest probed lists that reach a recall of `target` on stored rows, and the recall measured with them."""
+    vectors = collection.vectors
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.choice(len(vectors), min(len(vectors), N_QUERIES), replace=False))
+    queries = vectors.get(rows)
+    truth = vectors.exact(queries, k + 1)[0][:, 1:]  # without the row itself
+    n_probe, reached = 8, 0.0
+    while True:
+        reached = recall(vectors.probed(queries, k + 1, n_probe)[0], truth)
+        if reached >= target or n_probe >= vectors.n_lists:
+            return min(n_probe, vectors.n_lists), round(reached, 4)
+        n_probe = int(n_probe * 1.5)
+
+
+def sanity(samples: Mapping[str, tuple[TokenSets, NDArray[np.float32]]], n_tokens: int) -> dict[str, float | None]:
+    """Score each direction between collections by how well vectors rank what token sets say is related.
+
+    For each query the targets that share most with it (cosine of idf-weighted token sets, common offsets of query
+    and target taken off; of those that share anything, a tenth of all at most) should score higher than the others:
+    the mean area under the ROC curve, 0.5 at chance. `samples` holds, per collection, token sets and their vectors.
+    None: too few rows, or none that share anything.
+    """
+    sets = [sample[0] for name, sample in samples.items() if name != "regions"]
+    everything = TokenSets.concat(sets) if sets else TokenSets(np.zeros(1, np.int64), np.empty(0, np.int32))
+    df = np.bincount(everything.tokens, minlength=n_tokens)
+    idf = np.log1p(len(everything) / np.maximum(df, 1)).astype(np.float32)
+    profiles = {name: _profiles(name, sample[0], everything, idf) for name, sample in samples.items()}
+    scores: dict[str, float | None] = {}
+    for source, (_, queries) in samples.items():
+        for target, (_, vectors) in samples.items():
+            if min(len(queries), len(vectors)) < MIN_ROWS:
+                scores[f"{source} → {target}"] = None
+                continue
+            across = source == "regions" and target == "regions"
+            related = (
+                profiles[source][1] @ profiles[target][1].T if across else profiles[source][0] @ profiles[target][0].T
+            ).toarray()
+            scores[f"{source} → {target}"] = _mean_auc(queries @ vectors.T, related, same=source == target)
+    return scores
+
+
+def _profiles(
+    name: str, sets: TokenSets, everything: TokenSets, idf: NDArray[np.float32]
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix | None]:
+    """Unit rows over tokens; for regions also unit rows over the sampled sets that have them."""
+    rows = _unit_rows(sets.to_csr(len(idf)) @ sparse.diags(idf))
+    if name != "regions":
+        return rows, None
+    return rows, _unit_rows((sets.to_csr(len(idf)) @ everything.to_csr(len(idf)).T).tocsr())
+
+
+def _unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+    return (sparse.diags(1 / np.maximum(norms, 1e-12)) @ matrix).tocsr()
+
+
+def _mean_auc(scores: NDArray[np.float32], shared: NDArray[np.floating], *, same: bool) -> float | None:
+    """The mean AUC over queries, (q, t) and (q, t); with `same`, a query is not its own target."""
+    related = shared - shared.mean(axis=1, keepdims=True) - shared.mean(axis=0, keepdims=True)
+    related[shared <= 0] = -np.inf
+    if same:
+        np.fill_diagonal(related, -np.inf)
+    areas = []
+    for query in range(len(scores)):
+        targets = np.delete(np.arange(scores.shape[1]), query) if same else np.arange(scores.shape[1])
+        truth, score = related[query, targets], scores[query, targets]
+        n_top = min(max(1, len(targets) // 10), int(np.isfinite(truth).sum()))
+        if n_top == 0:
+            continue
+        top = np.argpartition(-truth, n_top - 1)[:n_top]
+        ranks = rankdata(score)[top].sum()
+        areas.append((ranks - n_top * (n_top + 1) / 2) / (n_top * (len(targets) - n_top)))
+    return round(float(np.mean(areas)), 4) if areas else None

@@ -1,0 +1,208 @@
+"""Commands that make and change atlases: build, add, delete."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chromseek.data.errors import BadArgument, printable
+from chromseek.service import options as o
+from chromseek.service.output import say, say_json, tell, time_text, warn
+
+if TYPE_CHECKING:
+    from chromseek.search.atlas import Atlas
+
+BUILD_EXAMPLES = """\b
+Examples:
+  chromseek build blood.atlas --cells cells.h5ad --labels cell_type
+  chromseek build blood.atlas --cells a.h5ad b.h5ad --beds peaks/ \\
+      --universe universe.bed.gz --labels cell_type --groups donor
+  chromseek build pbmc.atlas --cells fragments.tsv.gz --universe ccres.bed --min-fragments 1000
+  chromseek build blood.atlas --cells cells.h5ad --check
+
+\b
+A build that was stopped goes on when the same command is given again.
+"""
+ADD_EXAMPLES = """\b
+Examples:
+  chromseek add blood.atlas --cells new_donor.h5ad
+  chromseek add blood.atlas --beds more_peaks/*.bed.gz
+"""
+DELETE_EXAMPLES = """\b
+Examples:
+  chromseek delete blood.atlas cells --where "donor = 'D3' OR n_tokens < 200"
+  chromseek delete blood.atlas beds --ids 4,17
+
+\b
+Older versions still have what was deleted, until gc removes them.
+"""
+
+
+def build(
+    atlas: o.AtlasPath,
+    *,
+    cells: o.Cells = None,
+    beds: o.Beds = None,
+    universe: Annotated[
+        str | None,
+        typer.Option("--universe", metavar="BED", help="The regions to stand on; else those of the first cells file."),
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option("--encoder", metavar="NAME|FOLDER", help="What to fit, or a saved encoder.")
+    ] = "lsi",
+    labels: Annotated[
+        list[str] | None, typer.Option("--labels", metavar="COLUMN...", help="Columns of cells that annotate will use.")
+    ] = None,
+    groups: Annotated[
+        str | None, typer.Option("--groups", metavar="COLUMN", help="Donor or library: what belongs together.")
+    ] = None,
+    assembly: Annotated[
+        str | None, typer.Option("--assembly", metavar="NAME", help="hg19, hg38 or mm10; else told by the regions.")
+    ] = None,
+    genes: Annotated[
+        Path | None, typer.Option("--genes", metavar="GTF|BED", help="Genes: regions get the nearest one.")
+    ] = None,
+    blacklist: Annotated[
+        Path | None, typer.Option("--blacklist", metavar="BED", help="Leave out regions that overlap these.")
+    ] = None,
+    dim: Annotated[int, typer.Option("--dim", metavar="N", min=2, max=4096, help="Width of the vectors.")] = 64,
+    drop_tokens: Annotated[
+        bool, typer.Option("--drop-tokens", help="Do not keep the cells' regions: smaller, but no other encoder later.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of everything random.")] = 0,
+    check: Annotated[bool, typer.Option("--check", help="Only say what would be read, and what it takes.")] = False,
+    liftover: o.Liftover = None,
+    rename_chroms: o.RenameChroms = None,
+    on_bad_line: o.OnBadLine = "error",
+    layer: o.Layer = None,
+    min_fragments: o.MinFragments = 0,
+    make_unique: o.MakeUnique = False,
+    max_regions: o.MaxRegions = o.MAX_REGIONS,
+    json: o.Json = False,
+) -> None:
+    """Build an atlas from cells, BED sets, or both."""
+    from chromseek.data.sources import ReadOptions
+
+    read = ReadOptions(
+        rename_chroms, on_bad_line, layer, min_fragments, make_unique, liftover=liftover, max_regions=max_regions
+    )
+    inputs: dict[str, Any] = {
+        "cells": single(cells), "beds": single(beds), "universe": universe, "encoder": encoder,
+        "labels": labels or [], "groups": groups, "assembly": assembly, "genes": genes, "blacklist": blacklist,
+        "dim": dim, "keep_tokens": not drop_tokens, "seed": seed, "read": read,
+    }  # fmt: skip
+    (_check if check else _build)(atlas, inputs, json)
+
+
+def _check(path: Path, inputs: dict[str, Any], json: bool) -> None:
+    from chromseek.search.atlas import plan_build
+    from chromseek.search.estimate import estimate
+    from chromseek.service.summary import estimate_lines
+
+    found = estimate(plan_build(**inputs), path)
+    if json:
+        say_json(found.to_json())
+        return
+    for line in estimate_lines(found):
+        say(line)
+    warn(found.warnings)
+
+
+def _build(path: Path, inputs: dict[str, Any], json: bool) -> None:
+    from chromseek.search.atlas import build as build_atlas
+
+    _summarised(path, lambda: build_atlas(path, **inputs), json, "built")
+
+
+def _summarised(path: Path, make: "Callable[[], Atlas]", json: bool, did: str) -> None:
+    """Do it, and say what the atlas now is."""
+    from chromseek.service.summary import info_lines, next_command
+
+    began = time.monotonic()
+    with make() as atlas:
+        info = atlas.info()
+    warn(info["warnings"])
+    if json:
+        say_json(info)
+        return
+    for line in info_lines(info):
+        say(line)
+    say("")
+    say(f"{did} in {time_text(time.monotonic() - began)}. Next:")
+    say(f"  {next_command(path, info)}")
+
+
+def add(
+    atlas: o.AtlasPath,
+    *,
+    cells: o.Cells = None,
+    beds: o.Beds = None,
+    liftover: o.Liftover = None,
+    rename_chroms: o.RenameChroms = None,
+    on_bad_line: o.OnBadLine = "error",
+    layer: o.Layer = None,
+    min_fragments: o.MinFragments = 0,
+    make_unique: o.MakeUnique = False,
+    max_regions: o.MaxRegions = o.MAX_REGIONS,
+    json: o.Json = False,
+) -> None:
+    """Append cells and BED sets to an atlas, as a new version."""
+    from chromseek.data.sources import ReadOptions
+    from chromseek.search.atlas import open as open_atlas
+
+    read = ReadOptions(
+        rename_chroms, on_bad_line, layer, min_fragments, make_unique, liftover=liftover, max_regions=max_regions
+    )
+
+    def appended() -> "Atlas":
+        opened = open_atlas(atlas)
+        opened.add(cells=single(cells), beds=single(beds), read=read)
+        return opened
+
+    _summarised(atlas, appended, json, "added")
+
+
+def delete(
+    atlas: o.AtlasPath,
+    collection: o.RowCollection,
+    *,
+    where: o.Where = None,
+    ids: Annotated[str | None, typer.Option("--ids", metavar="N,N,...", help="Rows by their ids.")] = None,
+    json: o.Json = False,
+) -> None:
+    """Take cells or BED sets out of an atlas, as a new version: those that match, or those with these ids."""
+    from chromseek.search.atlas import open as open_atlas
+
+    numbers = None if ids is None else id_numbers(ids)
+    with open_atlas(atlas) as opened:
+        n_rows = opened.delete(collection, where=where, ids=numbers)
+        warnings, version = opened.warnings(), opened.version
+    warn(warnings)
+    if json:
+        say_json({"deleted": n_rows, "collection": collection, "version": version})
+    elif n_rows:
+        say(f"deleted {n_rows:,} {collection}; the atlas is at version {version}")
+    else:
+        tell(f"no {collection} match; the atlas stays at version {version}")
+
+
+def single(values: list[str] | None) -> str | list[str] | None:
+    """One value as itself, many as a list, none as None."""
+    return values[0] if values and len(values) == 1 else values or None
+
+
+def id_numbers(text: str) -> list[int]:
+    """Read ids as people write them. Raises BadArgument.
+
+    >>> id_numbers("4, 17")
+    [4, 17]
+    """
+    words = [word.strip() for word in text.split(",")]
+    bad = [word for word in words if not (word.isascii() and word.isdigit() and len(word) < 19)]
+    if bad:
+        raise BadArgument(
+            f"not an id: {printable(bad[0]) or 'nothing'}", code="IDS", got=bad[0], fix="write ids as 4,17"
+        )
+    return [int(word) for word in words]

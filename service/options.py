@@ -1,0 +1,74 @@
+"""The arguments that commands share, each described once."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+CollectionName = Literal["cells", "regions", "beds"]
+MAX_THREADS = 256
+
+AtlasPath = Annotated[Path, typer.Argument(metavar="ATLAS", help="The folder of the atlas.", show_default=False)]
+Collection = Annotated[CollectionName, typer.Argument(metavar="cells|regions|beds", show_default=False)]
+RowCollection = Annotated[Literal["cells", "beds"], typer.Argument(metavar="cells|beds", show_default=False)]
+Queries = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="QUERY...",
+        help="A file (h5ad, fragments, BED), regions (chr1:1000-2000,chr2:5-90), stored rows (cells:12,13), "
+        "or - for BED on standard input.",
+        show_default=False,
+    ),
+]
+Version = Annotated[
+    int | None, typer.Option("--version", metavar="N", min=1, help="Open this version, not the newest.")
+]
+Where = Annotated[
+    str | None,
+    typer.Option("--where", metavar="FILTER", help="Only rows that match, like: tissue = 'blood' AND n_tokens > 1000"),
+]
+Neighbours = Annotated[int, typer.Option("-k", "--k", min=1, max=10_000, help="Neighbours for each query.")]
+ExcludeSame = Annotated[
+    list[str] | None,
+    typer.Option("--exclude-same", metavar="COLUMN", help="Leave out rows with the query's own value (its donor)."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Write the answer as JSON.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
+
+Cells = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cells",
+        metavar="FILE...",
+        help="h5ad, 10x fragments, or a table of such files (column path; others describe their cells).",
+    ),
+]
+Beds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--beds",
+        metavar="FOLDER|GLOB|TABLE...",
+        help="BED files: a folder, a pattern, a table with a column path or file, or the files.",
+    ),
+]
+Liftover = Annotated[
+    Path | None,
+    typer.Option("--liftover", metavar="CHAIN", help="Chain file to the atlas' assembly, for inputs of another."),
+]
+RenameChroms = Annotated[
+    Literal["ensembl"] | None,
+    typer.Option("--rename-chroms", metavar="ensembl", help="Read chromosomes named 1, 2, .., MT as chr1, .., chrM."),
+]
+OnBadLine = Annotated[
+    Literal["error", "skip"],
+    typer.Option("--on-bad-line", metavar="error|skip", help="skip: write bad lines to FILE.rejected.tsv and go on."),
+]
+Layer = Annotated[str | None, typer.Option("--layer", metavar="NAME", help="Layer of an h5ad to read in place of X.")]
+MinFragments = Annotated[
+    int, typer.Option("--min-fragments", metavar="N", min=0, help="Leave barcodes with fewer fragments out.")
+]
+MakeUnique = Annotated[bool, typer.Option("--make-unique", help="Number repeated names instead of refusing them.")]
+MaxRegions = Annotated[
+    int, typer.Option("--max-regions", metavar="N", min=1, help="Refuse BED files with more regions.")
+]
+MAX_REGIONS = 20_000_000

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from report import Figure, peak_megabytes, report
+from report import Figure, forget_peak, peak_megabytes, report
 
 from chromseek.data.bed import read_bed
 from chromseek.data.fragments import read_fragments
@@ -77,10 +77,12 @@ def read_alone(side: str, folder: Path) -> None:
         from gtars.tokenizers import Tokenizer, tokenize_fragment_file
 
         tokenizer = Tokenizer.from_bed(str(folder / "universe.bed"))
+        forget_peak()
         before = peak_megabytes()
         tokenize_fragment_file(str(folder / "fragments.tsv.gz"), tokenizer)
     else:
         universe = Universe.load(folder / "universe.bed", assembly("hg38"))
+        forget_peak()
         before = peak_megabytes()
         for _ in read_fragments(folder / "fragments.tsv.gz", universe, max_pairs_in_memory=1_000_000):
             pass

@@ -62,7 +62,7 @@ class BedSource:
         Raises BadData for names that come twice, and for rows whose assembly has no way to the atlas'.
         """
         self.label, self.dataset = label, dataset
-        self._files, self._options, self._target, self._manifest = list(files), options, target, manifest
+        self._files, self._options, self._target, self._manifest = list(files), options, target.among(files), manifest
         self._in_rows = manifest is not None and is_parquet(manifest)  # which has rows, but no lines
         if metadata is None or metadata.num_columns == 0:
             metadata = pa.table({"": np.arange(len(self._files))}).select([])
@@ -183,7 +183,7 @@ class BedSource:
         counts = Counter(self._named[row] for row in away)
         listed = ", ".join(f"{count:,} of {printable(name)}" for name, count in counts.most_common(5))
         raise BadData(
-            f"the atlas is {atlas.name}, but the manifest has BED sets {listed}; the first is {self._told(away[0])}",
+            f"the atlas is {atlas.name}, but some BED sets are not ({listed}), first {self._told(away[0])}",
             code="SOURCE-ASSEMBLY",
             file=self.label,
             line=None,

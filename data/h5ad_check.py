@@ -4,7 +4,9 @@ HDF5 lets a file point into others (external storage, external links, virtual da
 indices. So the structure is walked here without reading data, and the indices are compared with the shape.
 """
 
+import mmap
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ RATIO_LIMIT = 500  # a file that declares more than this many times its size is 
 RATIO_FREE = 64 << 20
 CHUNK_LIMIT = 512 << 20  # bytes of one chunk, which can only be unpacked whole
 PIECE = 1 << 20  # values read at a time
+_HEAP = b"GCOL\x01\0\0\0"  # the first bytes of a heap: signature, version, reserved
+_ENTRY = struct.Struct("<HHIQ")  # number, references, reserved, length
 _CACHE = 16 << 20  # bytes of unpacked chunks kept per dataset
 
 
@@ -42,6 +46,7 @@ def check_h5ad(path: str | Path, *, indices: bool = True) -> None:
     Raises BadData with the path of the object, NotFound, or Busy when it is being written.
     """
     with open_h5ad(path) as file, reading(path):
+        _check_heaps(file)
         _check_objects(file)
         if "mod" in file and "obs" in file and "X" not in file:
             _refuse(file, "/mod", "several modalities (h5mu)", "H5AD-FORM", fix="write the ATAC part as h5ad")
@@ -183,6 +188,23 @@ def check_indices(group: h5py.Group, indices: NDArray[Any], minor: int) -> None:
     if len(indices) and (indices.min() < 0 or indices.max() >= minor):
         bad = indices[(indices < 0) | (indices >= minor)][0]
         _refuse(group, f"{group.name}/indices", f"{bad} outside 0..{minor - 1}", "H5AD-INDICES")
+
+
+def _check_heaps(file: h5py.File) -> None:
+    """Follow the entries of all heaps of text: over one with a false length, HDF5 2.0 never comes to an end."""
+    if file.id.get_create_plist().get_sizes() != (8, 8):
+        _refuse(file, "/", "unusual sizes of addresses", "H5AD-HEAP")
+    with open(file.filename, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        heap = data.find(_HEAP)
+        while heap >= 0:
+            place, end = heap + 16, heap + int.from_bytes(data[heap + 8 : heap + 16], "little")
+            while place + 16 <= end <= len(data):
+                number, _, _, length = _ENTRY.unpack_from(data, place)
+                room = 16 + (length + 7) // 8 * 8 if number else length  # entry 0 is the room left over
+                if room < 16 or place + room > end:
+                    _refuse(file, "/", f"a heap is damaged at byte {place}", "H5AD-HEAP")
+                place += room
+            heap = data.find(_HEAP, heap + 1)
 
 
 def _check_objects(file: h5py.File) -> None:

@@ -3,9 +3,9 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -124,9 +124,10 @@ class Target:
     assembly: Assembly | None  # None: that of the universe, which is not known yet
     chain: Chain | None
     blacklist: Regions | None
+    lone: bool = False  # there is one input: where a chain is given, it is given for this one
 
     @classmethod
-    def of(cls, options: ReadOptions, assembly: Assembly | None) -> "Target":
+    def of(cls, options: ReadOptions, assembly: Assembly | None, *, lone: bool = False) -> "Target":
         """Read the chain and the blacklist; with a chain, its target is the atlas' assembly.
 
         Raises BadArgument when the chain leads elsewhere.
@@ -146,7 +147,11 @@ class Target:
         blacklist = None
         if options.blacklist is not None:
             blacklist = read_bed(options.blacklist, assembly=assembly, rename_chroms=options.rename_chroms).regions
-        return cls(assembly, chain, blacklist)
+        return cls(assembly, chain, blacklist, lone)
+
+    def among(self, files: Sequence[Any]) -> "Target":
+        """The same for one of several inputs."""
+        return replace(self, lone=self.lone and len(files) == 1)
 
     def named(self, label: str, name: str) -> Assembly:
         """The assembly that an input names itself.
@@ -179,6 +184,8 @@ class Target:
         ]
         if len(likely) == 1:
             return likely[0]
+        if self.lone and found.name is None:
+            return self.chain.source
         evidence = "; ".join(f"{name}: {reason}" for name, reason in found.evidence.items())
         if found.name is not None:
             raise self.refused(label, evidence, found.name)
@@ -210,7 +217,8 @@ class Target:
     def refused(self, label: str, evidence: str, own: "Assembly | str") -> BadData:
         """The error for an input of another assembly."""
         name = own if isinstance(own, str) else own.name
-        return refused(label, evidence, name, "another one" if self.assembly is None else self.assembly.name)
+        atlas = f"one of {', '.join(ASSEMBLIES)}" if self.assembly is None else self.assembly.name
+        return refused(label, evidence, name, atlas)
 
 
 def refused(label: str, evidence: str, own: str, atlas: str) -> BadData:

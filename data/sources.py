@@ -3,7 +3,7 @@
 import glob
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def cell_sources(cells: Any, options: ReadOptions, *, assembly: Assembly | None)
 
     Raises ChromseekError for the first that cannot be read.
     """
-    return _numbered(list(_cells(_items(cells), options, Target.of(options, assembly))))
+    return _numbered(list(_cells(cells, options, assembly)))
 
 
 def bed_sources(beds: Any, options: ReadOptions, *, assembly: Assembly | None) -> list[Source]:
@@ -44,10 +44,11 @@ def bed_sources(beds: Any, options: ReadOptions, *, assembly: Assembly | None) -
 
     BED files that are listed one by one are one dataset. Raises ChromseekError for the first that cannot be read.
     """
-    target = Target.of(options, assembly)
+    items = _items(beds)
+    target = Target.of(options, assembly, lone=len(items) == 1)
     files: list[Path] = []
     found: list[Source] = []
-    for item in _items(beds):
+    for item in items:
         if isinstance(item, Simulation):
             found.append(simulated_beds(item, target))
         elif isinstance(item, SetBlock):
@@ -75,7 +76,7 @@ def first_regions(cells: Any, options: ReadOptions, assembly: Assembly | None) -
 
     Raises BadArgument when no input has regions.
     """
-    for source in _cells(_items(cells), options, Target.of(options, assembly)):
+    for source in _cells(cells, options, assembly):
         regions = getattr(source, "regions", None)
         if isinstance(regions, Regions):
             return regions
@@ -86,7 +87,9 @@ def first_regions(cells: Any, options: ReadOptions, assembly: Assembly | None) -
     )
 
 
-def _cells(items: Iterable[Any], options: ReadOptions, target: Target) -> Iterator[Source]:
+def _cells(cells: Any, options: ReadOptions, assembly: Assembly | None) -> Iterator[Source]:
+    items = _items(cells)
+    target = Target.of(options, assembly, lone=len(items) == 1)
     for item in items:
         if isinstance(item, Simulation):
             yield SimulatedSource(item, target)
@@ -113,7 +116,7 @@ def _cell_file(path: str | Path, options: ReadOptions, target: Target) -> Iterat
 def _samples(manifest: Path, options: ReadOptions, target: Target) -> Iterator[Source]:
     """The files that a sample manifest lists; columns without a meaning of their own are metadata of all cells."""
     files, table = read_bed_manifest(manifest)
-    in_rows = is_parquet(manifest)
+    target, in_rows = target.among(files), is_parquet(manifest)
     known = [name for name in ("obs", "dataset") if name in table.column_names]  # sample stays: people filter by it
     columns = {name: texts_of(table, name) for name in ("obs", "dataset", "sample", "assembly", "genome")}
     for row, file in enumerate(files):

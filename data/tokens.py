@@ -6,6 +6,7 @@ A token is the position of a region in the universe. `TokenSets` holds many sets
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,13 +29,13 @@ class TokenSets:
     @classmethod
     def from_lists(cls, lists: Iterable[Sequence[int] | NDArray[np.int32]]) -> "TokenSets":
         """Make sets of plain lists; order and repeats do not matter."""
-        arrays = [np.unique(np.asarray(tokens, dtype=np.int32)) for tokens in lists]
+        arrays = [rising(np.asarray(tokens, dtype=np.int32)) for tokens in lists]
         return cls(offsets_of([len(a) for a in arrays]), np.concatenate([np.empty(0, np.int32), *arrays]))
 
     @classmethod
     def from_pairs(cls, rows: NDArray[np.int64], tokens: NDArray[np.int32], n: int) -> "TokenSets":
         """Make `n` sets of unordered (row, token) pairs; repeats are dropped."""
-        pairs = np.unique((rows.astype(np.int64) << 32) | tokens)
+        pairs = rising((rows.astype(np.int64) << 32) | tokens)
         counts = np.bincount(pairs >> 32, minlength=n)
         return cls(offsets_of(counts), (pairs & 0xFFFFFFFF).astype(np.int32))
 
@@ -122,6 +123,19 @@ class SetBlock:
             None if self.n_fragments is None else self.n_fragments[start:stop],
             self.metadata.slice(start, stop - start),
         )
+
+
+def rising(values: NDArray[Any]) -> NDArray[Any]:
+    """Sort and drop repeats; several times faster than np.unique, the more so where the order is nearly right.
+
+    >>> rising(np.array([3, 1, 3, 2])).tolist()
+    [1, 2, 3]
+    """
+    if (values[1:] < values[:-1]).any():
+        values = np.sort(values, kind="stable")
+    first = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=first[1:])
+    return values[first]
 
 
 def offsets_of(sizes: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ from chromseek.data.bed import read_bed
 from chromseek.data.errors import BadData
 from chromseek.data.genome import Assembly
 from chromseek.data.regions import Regions
-from chromseek.data.tokens import TokenSets, offsets_of
+from chromseek.data.tokens import TokenSets, offsets_of, rising
 
 
 class Universe:
@@ -115,7 +115,7 @@ class Universe:
         rows, tokens = self.overlaps(regions)
         placed = np.zeros(len(regions), bool)
         placed[rows] = True
-        return np.unique(tokens), int(placed.sum())
+        return rising(tokens), int(placed.sum())
 
     def token_map(self, regions: Regions) -> TokenSets:
         """The tokens of each region by itself: a table from the regions of another peak set to this universe."""

@@ -7,7 +7,6 @@ its fingerprint is the sha256 of that content.
 
 import hashlib
 import json
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -79,7 +78,7 @@ def fingerprint(encoder: Encoder) -> str:
 
 def save(encoder: Encoder, folder: Path) -> list[Path]:
     """Write an encoder into an empty folder; return the files."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as serialised
 
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "config.json", folder / "model.safetensors", folder / "universe.bed.gz"]
@@ -92,7 +91,8 @@ def save(encoder: Encoder, folder: Path) -> list[Path]:
         **encoder.config(),
     }
     files[0].write_text(json.dumps(described, indent=2) + "\n")
-    save_file({key: np.ascontiguousarray(array) for key, array in encoder.arrays().items()}, files[1])
+    weights = {key: np.ascontiguousarray(array) for key, array in encoder.arrays().items()}
+    files[1].write_bytes(serialised(weights))  # save_file would make it readable by its owner alone
     universe.save(files[2])
     return files
 
@@ -124,7 +124,9 @@ def load(folder: str | Path, universe: Universe | None = None) -> Encoder:
             got=f"{len(universe)} regions",
             fix="copy the encoder folder again, whole",
         )
-    return encoder_class(config["model_type"]).from_parts(config, _read_arrays(paths["model.safetensors"]), universe)  # type: ignore[no-any-return]
+    made = encoder_class(config["model_type"])
+    encoder: Encoder = made.from_parts(config, _read_arrays(paths["model.safetensors"]), universe)
+    return encoder
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -178,7 +180,8 @@ def _read_arrays(path: Path) -> Arrays:
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale rows to length 1; zero rows stay zero, (n, dim) → (n, dim)."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-12)
+    scaled: NDArray[np.float32] = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 1e-12)
+    return scaled
 
 
 def centred(raw: NDArray[np.float32], means: NDArray[np.float32], kind: Kind) -> NDArray[np.float32]:
@@ -191,6 +194,3 @@ def require(condition: bool, message: str, fix: str, got: object = None) -> None
     """Refuse weights that do not fit together."""
     if not condition:
         raise BadData(message, code="ENCODER-SHAPE", got=got, fix=fix)
-
-
-Progress = Callable[[int], None]

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -355,5 +356,12 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _sha256(path: Path) -> str:
+    status = path.stat()
+    return _hashed(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _hashed(path: Path, _inode: int, _size: int, _changed: int) -> str:
+    """The hash of one file; all collections share the database, so it is taken once while the file is the same."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

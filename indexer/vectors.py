@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -24,8 +25,10 @@ from chromseek.data.tokens import offsets_of
 faiss.cvar.distance_compute_blas_threshold = 800
 BATCH = 16  # from this many queries on, all cores work on one call
 BLOCK = 1 << 22  # vector elements converted to float32 at a time
+SCORES = 1 << 24  # scores of a block that are held at a time
 SHORT_LIST = 4  # candidates per wanted hit that the exact re-rank sees
-TIES = 8  # spare places in which ties at the last rank are looked for first
+SPARE = 8  # places beyond the wanted ones in which near-ties at the last rank are looked for first
+NEAR = 1e-5  # more than the rounding errors by which a matrix product may differ from `scored`
 MIN_PROBED = 64  # rows that the probed lists hold at least, for each wanted hit
 
 
@@ -71,12 +74,12 @@ class Vectors:
     def get(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The vectors of rows, (n, dim)."""
         if len(self._parts) == 1:
-            return self._parts[0][rows].astype(np.float32)
+            return _float32(self._parts[0].take(rows, axis=0))
         out = np.empty((len(rows), self.dim), np.float32)
         owners = np.searchsorted(self.offsets, rows, side="right") - 1
-        for part in np.unique(owners):
+        for part in np.unique(owners).tolist():
             mine = owners == part
-            out[mine] = self._parts[part][rows[mine] - self.offsets[part]]
+            out[mine] = _float32(self._parts[part].take(rows[mine] - self.offsets[part], axis=0))
         return out
 
     def blocks(self, rows: NDArray[np.int64] | None = None) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
@@ -92,8 +95,8 @@ class Vectors:
         else:
             for part, first in zip(self._parts, self.offsets[:-1], strict=True):
                 for start in range(0, len(part), size):
-                    block = np.array(part[start : start + size])  # torch wants memory that it could write to
-                    yield first + np.arange(start, start + len(block)), torch.from_numpy(block).float().numpy()
+                    block = np.array(part[start : start + size])  # a copy: torch wants memory that it could write to
+                    yield first + np.arange(start, start + len(block)), _float32(block)
 
     def exact(
         self, queries: NDArray[np.float32], k: int, rows: NDArray[np.int64] | None = None
@@ -102,11 +105,11 @@ class Vectors:
 
         Equal scores come by row. Places without a row hold -1 and -inf.
         """
-        best_rows = np.full((len(queries), k), -1, np.int64)
-        best = np.full((len(queries), k), -np.inf, np.float32)
+        best_rows, best = _no_rows(len(queries), k)
         for block_rows, vectors in self.blocks(rows):
-            for start in range(0, len(queries), 1024):
-                part = slice(start, start + 1024)
+            step = max(1, SCORES // len(vectors))
+            for start in range(0, len(queries), step):
+                part = slice(start, start + step)
                 found, scores = _block_best(queries[part], vectors, k)
                 candidates = np.hstack([best_rows[part], np.where(found >= 0, block_rows[found], -1)])
                 best_rows[part], best[part] = ranked(candidates, np.hstack([best[part], scores]), k)
@@ -122,35 +125,34 @@ class Vectors:
         allowed hit is missing while there are k.
         """
         assert self._centroids is not None
-        if rows is not None and len(rows) == 0:
-            return np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
-        split = None if rows is None else [rows[a:b] - first for a, b, first in self._cuts(rows)]
-        sizes = (
-            self._sizes
-            if split is None
-            else sum(lists.count(part) for lists, part in zip(self._lists, split, strict=True))
-        )
-        nearest, similarity = _lists_to_probe(queries @ self._centroids.T, sizes, n_probe, MIN_PROBED * k)
-        found = []
-        with threads(len(queries)):
-            for place, (lists, first) in enumerate(zip(self._lists, self.offsets[:-1], strict=True)):
-                allowed = None if split is None else split[place]
-                local = lists.candidates(queries, SHORT_LIST * k, nearest, similarity, allowed)
-                found.append(np.where(local >= 0, local + first, -1))
-        return self._reranked(queries, np.hstack(found), k)
+        best_rows, best = _no_rows(len(queries), k)
+        selectors: list[Any] = [None] * len(self._lists)
+        sizes = self._sizes
+        if rows is not None:
+            if len(rows) == 0:
+                return best_rows, best
+            parts = [rows[a:b] - first for a, b, first in self._cuts(rows)]
+            sizes = np.sum([lists.count(part) for lists, part in zip(self._lists, parts, strict=True)], axis=0)
+            selectors = [lists.selector(part) for lists, part in zip(self._lists, parts, strict=True)]
+        step = max(1, BLOCK // (SHORT_LIST * k * self.dim))
+        for start in range(0, len(queries), step):
+            some = queries[start : start + step]
+            nearest, similarity = _lists_to_probe(scored(some, self._centroids), sizes, n_probe, MIN_PROBED * k)
+            found = []
+            with threads(len(some)):
+                for lists, first, selector in zip(self._lists, self.offsets[:-1], selectors, strict=True):
+                    local = lists.candidates(some, SHORT_LIST * k, nearest, similarity, selector)
+                    found.append(np.where(local >= 0, local + first, -1))
+            candidates = np.hstack(found)
+            vectors = self.get(np.maximum(candidates, 0).ravel()).reshape(*candidates.shape, self.dim)
+            scores = np.where(candidates >= 0, scored(some, vectors), -np.inf)
+            best_rows[start : start + step], best[start : start + step] = ranked(candidates, scores, k)
+        return best_rows, best
 
     def _cuts(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
         """Where sorted rows pass from one segment to the next: start, stop, first row of the segment."""
         cuts = np.searchsorted(rows, self.offsets)
         yield from zip(cuts[:-1].tolist(), cuts[1:].tolist(), self.offsets[:-1].tolist(), strict=True)
-
-    def _reranked(
-        self, queries: NDArray[np.float32], candidates: NDArray[np.int64], k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Score candidates (q, c) exactly and keep the k best of each query."""
-        vectors = self.get(np.maximum(candidates, 0).ravel()).reshape(*candidates.shape, self.dim)
-        scores = np.matmul(vectors, queries[:, :, None])[:, :, 0]
-        return ranked(candidates, np.where(candidates >= 0, scores, -np.inf), k)
 
 
 class _Lists:
@@ -189,21 +191,27 @@ class _Lists:
         """How many of the rows lie in each list, (lists)."""
         return np.bincount(self._list_of[rows], minlength=self._index.nlist)
 
+    def selector(self, rows: NDArray[np.int64]) -> Any:
+        """The rows as FAISS takes them."""
+        allowed = np.zeros(len(self._list_of), bool)
+        allowed[rows] = True
+        return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+
     def candidates(
         self,
         queries: NDArray[np.float32],
         n: int,
         lists: NDArray[np.int64],
         similarity: NDArray[np.float32],
-        rows: NDArray[np.int64] | None,
+        selector: Any,
     ) -> NDArray[np.int64]:
-        """The n rows that score best by their codes in the lists (q, p) of each query, (q, n); -1 for none."""
+        """The n rows that score best by their codes in the lists (q, p) of each query, (q, n); -1 for none.
+
+        A list of -1 is none. `selector` says which rows are allowed; None allows all.
+        """
         parameters = faiss.SearchParametersIVF(nprobe=lists.shape[1])
-        if rows is not None:
-            allowed = np.zeros(len(self._list_of), bool)
-            allowed[rows] = True
-            bits = np.packbits(allowed, bitorder="little")
-            parameters.sel = selector = faiss.IDSelectorBitmap(bits)  # noqa: F841  kept alive through the call
+        if selector is not None:
+            parameters.sel = selector
         inputs = [np.ascontiguousarray(a) for a in (queries, lists, similarity)]
         scores, found = np.empty((len(queries), n), np.float32), np.empty((len(queries), n), np.int64)
         pointers = [faiss.swig_ptr(a) for a in (*inputs, scores, found)]
@@ -240,6 +248,16 @@ def train_quantiser(sample: NDArray[np.float32], n_rows: int, seed: int = 0) -> 
     return np.asarray(kmeans.centroids, dtype=np.float32)
 
 
+def scored(queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cosine similarities of unit vectors: (q, dim) with (n, dim) or with each query's own (q, n, dim), → (q, n).
+
+    Not by a matrix product, whose last bits change with the shape and place of its operands: here one pair has one
+    score wherever it stands, so equal vectors tie, and a query's answer does not depend on those asked with it.
+    """
+    scores: NDArray[np.float32] = np.einsum("qd,nd->qn" if vectors.ndim == 2 else "qd,qnd->qn", queries, vectors)
+    return np.clip(scores, -1, 1, out=scores)
+
+
 def ranked(
     rows: NDArray[np.int64], scores: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -251,42 +269,59 @@ def ranked(
     return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
 
 
+def _no_rows(n: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    return np.full((n, k), -1, np.int64), np.full((n, k), -np.inf, np.float32)
+
+
 def _block_best(
     queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The best rows of one block with room for ties: positions (q, m) or -1, scores (q, m)."""
-    scores = queries @ vectors.T
-    wanted = min(k, len(vectors))
-    room = min(k + TIES, len(vectors))
-    values, places = torch.topk(torch.from_numpy(scores), room, dim=1)
-    found, best = places.numpy(), values.numpy()
+    rough = queries @ vectors.T
+    wanted, room = min(k, len(vectors)), min(k + SPARE, len(vectors))
+    values, places = torch.topk(torch.from_numpy(rough), room, dim=1)
+    found: NDArray[np.int64] = places.numpy()
+    scores = scored(queries, vectors[found])
     if room == len(vectors):
-        return found, best
-    # Where even the spare places tie with the last wanted one, more ties may lie outside: take them by row.
-    for query in np.flatnonzero(best[:, wanted - 1] == best[:, -1]).tolist():
-        line = scores[query]
-        above = np.flatnonzero(line > best[query, wanted - 1])
-        ties = np.flatnonzero(line == best[query, wanted - 1])[: room - len(above)]
-        found[query] = np.concatenate([above, ties])
-        best[query] = line[found[query]]
-    return found, best
+        return found, scores
+    # Where all spare places nearly tie with the last wanted one, others outside them may belong inside.
+    least = values.numpy()[:, wanted - 1] - NEAR
+    for query in np.flatnonzero(values.numpy()[:, -1] >= least).tolist():
+        near = np.flatnonzero(rough[query] >= least[query])
+        best = ranked(near[None], scored(queries[query : query + 1], vectors[near]), room)
+        found[query], scores[query] = best[0][0], best[1][0]
+    return found, scores
 
 
 def _lists_to_probe(
     similarity: NDArray[np.float32], sizes: NDArray[np.int64], n_probe: int, n_rows: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The nearest non-empty lists of each query and their similarity, (q, p), (q, p).
+    """The nearest non-empty lists of each query, -1 where it needs no more, and their similarity, (q, p), (q, p).
 
-    At least n_probe of them, and as many as it takes to hold n_rows rows.
+    Each gets n_probe of them, or as many as it takes to hold n_rows rows.
     """
     alive = np.flatnonzero(sizes)
     similarity = similarity[:, alive]
     most = min(len(alive), n_probe)
     while True:
-        nearest = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
+        nearest = np.argpartition(similarity, len(alive) - most, axis=1)[:, len(alive) - most :]
         if most == len(alive) or sizes[alive[nearest]].sum(axis=1).min() >= n_rows:
-            return alive[nearest], np.take_along_axis(similarity, nearest, 1)
+            break
         most = min(len(alive), 2 * most)
+    close = np.take_along_axis(similarity, nearest, 1)
+    lists = alive[nearest]
+    if most > n_probe:  # for some of the queries: the others keep to what they need
+        order = np.argsort(-close, axis=1, kind="stable")
+        lists, close = np.take_along_axis(lists, order, 1), np.take_along_axis(close, order, 1)
+        before = np.cumsum(sizes[lists], axis=1) - sizes[lists]
+        spare = (before >= n_rows) & (np.arange(most) >= n_probe)
+        lists = np.where(spare, -1, lists)
+    return lists, close
+
+
+def _float32(half: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Convert; torch does it several times faster than numpy."""
+    return torch.from_numpy(half).float().numpy()  # type: ignore[no-any-return]
 
 
 def _mapped(path: Path) -> NDArray[np.float16]:
@@ -307,4 +342,4 @@ def _mapped(path: Path) -> NDArray[np.float16]:
             got=array.dtype.str,
             fix="restore the atlas, or build it again",
         )
-    return array
+    return np.asarray(array)  # still mapped, without the cost of the subclass at every access

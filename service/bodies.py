@@ -10,8 +10,6 @@ import re
 import reprlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Generic, NoReturn, TypeVar
 
 from fastapi import Request
@@ -19,11 +17,12 @@ from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 
 from chromseek.data.errors import BadArgument, printable
-from chromseek.service.uploads import Upload, receive
+from chromseek.service.uploads import Upload, receive, upload_folder
 
 LISTED = 20
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_shown = reprlib.Repr(maxlevel=2, maxlist=4, maxdict=4, maxstring=80, maxother=80)
+_shown = reprlib.Repr()
+_shown.maxlevel, _shown.maxstring = 2, 80
 R = TypeVar("R", bound=BaseModel)
 U = TypeVar("U", bound=BaseModel)
 
@@ -33,8 +32,7 @@ class Asked(Generic[R, U]):
     """What was asked: a request with its query, or options with an upload."""
 
     options: R | U
-    upload: Upload | None
-    folder: Path  # removed when the request ends
+    upload: Upload | None  # removed when the request ends
 
 
 class Body(Generic[R, U]):
@@ -49,20 +47,20 @@ class Body(Generic[R, U]):
         Raises BadArgument: 415 for another content type, 413 for a body that is too long, 400 for a broken form.
         """
         kind = parse_options_header(request.headers.get("content-type"))[0].decode("latin-1")
-        with TemporaryDirectory(prefix="chromseek-request-", dir=request.app.state.uploads) as folder:
-            if kind == "application/json":
-                yield Asked(checked(self._request, strict_json(await request.body())), None, Path(folder))
-            elif kind == "multipart/form-data":
-                raw, upload = await receive(request, Path(folder))
-                yield Asked(checked(self._upload, strict_json(raw)), upload, Path(folder))
-            else:
-                raise BadArgument(
-                    f"content type {printable(kind) or 'missing'}",
-                    code="REQUEST-TYPE",
-                    got=printable(kind),
-                    fix="send application/json, or multipart/form-data with a file",
-                    status=415,
-                )
+        if kind == "application/json":
+            yield Asked(checked(self._request, strict_json(await request.body())), None)
+        elif kind == "multipart/form-data":
+            with upload_folder(request.app.state.service.uploads) as folder:
+                raw, upload = await receive(request, folder)
+                yield Asked(checked(self._upload, strict_json(raw)), upload)
+        else:
+            raise BadArgument(
+                f"content type {printable(kind) or 'missing'}",
+                code="REQUEST-TYPE",
+                got=printable(kind),
+                fix="send application/json, or multipart/form-data with a file",
+                status=415,
+            )
 
 
 def strict_json(raw: bytes) -> Any:
@@ -99,21 +97,16 @@ def checked(model: type[R], value: Any) -> R:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise refused(error.errors(include_url=False), model) from error
-
-
-def refused(faults: list[Any], model: type[BaseModel] | None = None) -> BadArgument:
-    """The error for the faults that pydantic found."""
+        faults = error.errors(include_url=False)
     told = [f"{_place(fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}" for fault in faults[:LISTED]]
     more = [f"and {len(faults) - LISTED:,} more"] if len(faults) > LISTED else []
     first = faults[0]
-    field = None if model is None or not first["loc"] else model.model_fields.get(str(first["loc"][0]))
-    known = "" if model is None else f"the fields are {', '.join(model.model_fields)}"
-    return BadArgument(
+    field = model.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+    raise BadArgument(
         printable("; ".join([*told, *more]), 4_000),
         code="REQUEST-FIELD",
         got=printable(_shown.repr(first["input"])),
-        fix=(field.description or "") if field is not None else known or "see /openapi.json",
+        fix=field.description or "" if field is not None else f"the fields are {', '.join(model.model_fields)}",
     )
 
 

@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import shlex
 import signal
 import sys
 import traceback
@@ -24,13 +23,6 @@ _MANY = ("--cells", "--beds", "--labels")  # options that take all values up to 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _INTERRUPTED = 130
-# What remains of a command that was stopped by Ctrl-C.
-_STOPPED = {
-    "build": "no atlas is there yet, but what was finished is kept: the same command goes on where it stopped",
-    "add": "the atlas is as it was, and what was finished is kept: the same command goes on where it stopped",
-    "delete": "the atlas is as it was",
-    "gc": "what is left over goes with the next gc",
-}
 
 app = typer.Typer(
     name="chromseek",
@@ -51,7 +43,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[  # noqa: ARG001
+    version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
@@ -77,8 +69,8 @@ for _command, _examples in (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; no exception leaves it.
 
-    0 ok, 64 usage, 65 bad data, 66 no input, 70 our bug, 73 cannot create, 74 disk or memory, 75 busy, 76 format too
-    new, 77 no permission, 130 Ctrl-C.
+    0 ok, 64 usage, 65 bad data, 66 no input, 69 port taken, 70 our bug, 73 cannot create, 74 disk or memory, 75 busy,
+    76 format too new, 77 no permission, 130 Ctrl-C.
     """
     args = spread(list(sys.argv[1:] if argv is None else argv))
     for stream in (sys.stdout, sys.stderr):
@@ -92,8 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
             return code
-    except KeyboardInterrupt:
-        return _stopped(args)
+    except KeyboardInterrupt as stop:
+        typer.echo(": ".join(["stopped", *map(str, stop.args)]), err=True)
+        return _INTERRUPTED
     except ChromseekError as error:
         return _failed(error)
     except BrokenPipeError:
@@ -171,13 +164,6 @@ def _of_the_disk(error: OSError) -> ChromseekError | None:
     if error.errno in _REFUSED:
         return StorageError(message, code="DISK-RIGHTS", file=file, fix="check the permissions", exit_code=77)
     return None
-
-
-def _stopped(args: Sequence[str]) -> int:
-    what = _STOPPED.get(args[0] if args else "", "")
-    again = f"\n  chromseek {shlex.join(args)}" if "same command" in what else ""
-    typer.echo(f"stopped{': ' if what else ''}{what}{again}", err=True)
-    return _INTERRUPTED
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import typer
 
 from chromseek.data.errors import BadArgument, printable
 from chromseek.service import options as o
-from chromseek.service.output import say, say_json, tell, time_text, warn
+from chromseek.service.output import if_stopped, say, say_json, tell, time_text, warn
 
 if TYPE_CHECKING:
     from chromseek.search.atlas import Atlas
@@ -64,9 +64,6 @@ def build(
     genes: Annotated[
         Path | None, typer.Option("--genes", metavar="GTF|BED", help="Genes: regions get the nearest one.")
     ] = None,
-    blacklist: Annotated[
-        Path | None, typer.Option("--blacklist", metavar="BED", help="Leave out regions that overlap these.")
-    ] = None,
     dim: Annotated[int, typer.Option("--dim", metavar="N", min=2, max=4096, help="Width of the vectors.")] = 64,
     drop_tokens: Annotated[
         bool, typer.Option("--drop-tokens", help="Do not keep the cells' regions: smaller, but no other encoder later.")
@@ -80,17 +77,16 @@ def build(
     min_fragments: o.MinFragments = 0,
     make_unique: o.MakeUnique = False,
     max_regions: o.MaxRegions = o.MAX_REGIONS,
+    blacklist: o.Blacklist = None,
     json: o.Json = False,
 ) -> None:
     """Build an atlas from cells, BED sets, or both."""
     from chromseek.data.sources import ReadOptions
 
-    read = ReadOptions(
-        rename_chroms, on_bad_line, layer, min_fragments, make_unique, liftover=liftover, max_regions=max_regions
-    )
+    read = ReadOptions(rename_chroms, on_bad_line, layer, min_fragments, make_unique, liftover, blacklist, max_regions)
     inputs: dict[str, Any] = {
         "cells": single(cells), "beds": single(beds), "universe": universe, "encoder": encoder,
-        "labels": labels or [], "groups": groups, "assembly": assembly, "genes": genes, "blacklist": blacklist,
+        "labels": labels or [], "groups": groups, "assembly": assembly, "genes": genes,
         "dim": dim, "keep_tokens": not drop_tokens, "seed": seed, "read": read,
     }  # fmt: skip
     (_check if check else _build)(atlas, inputs, json)
@@ -111,9 +107,16 @@ def _check(path: Path, inputs: dict[str, Any], json: bool) -> None:
 
 
 def _build(path: Path, inputs: dict[str, Any], json: bool) -> None:
+    from chromseek.indexer.manifest import list_versions
     from chromseek.search.atlas import build as build_atlas
 
-    _summarised(path, lambda: build_atlas(path, **inputs), json, "built")
+    def left() -> str:
+        if list_versions(path):
+            return "the atlas is there and can be searched; recall and sanity were not measured (Atlas.calibrate())"
+        return "no atlas is there yet; the same command goes on where it stopped"
+
+    with if_stopped(left):
+        _summarised(path, lambda: build_atlas(path, **inputs), json, "built")
 
 
 def _summarised(path: Path, make: "Callable[[], Atlas]", json: bool, did: str) -> None:
@@ -146,22 +149,22 @@ def add(
     min_fragments: o.MinFragments = 0,
     make_unique: o.MakeUnique = False,
     max_regions: o.MaxRegions = o.MAX_REGIONS,
+    blacklist: o.Blacklist = None,
     json: o.Json = False,
 ) -> None:
-    """Append cells and BED sets to an atlas, as a new version."""
+    """Append cells and BED sets, as a new version."""
     from chromseek.data.sources import ReadOptions
     from chromseek.search.atlas import open as open_atlas
 
-    read = ReadOptions(
-        rename_chroms, on_bad_line, layer, min_fragments, make_unique, liftover=liftover, max_regions=max_regions
-    )
+    read = ReadOptions(rename_chroms, on_bad_line, layer, min_fragments, make_unique, liftover, blacklist, max_regions)
 
     def appended() -> "Atlas":
         opened = open_atlas(atlas)
         opened.add(cells=single(cells), beds=single(beds), read=read)
         return opened
 
-    _summarised(atlas, appended, json, "added")
+    with if_stopped(lambda: "the same command goes on where it stopped, unless info shows the new rows already"):
+        _summarised(atlas, appended, json, "added")
 
 
 def delete(
@@ -172,11 +175,11 @@ def delete(
     ids: Annotated[str | None, typer.Option("--ids", metavar="N,N,...", help="Rows by their ids.")] = None,
     json: o.Json = False,
 ) -> None:
-    """Take cells or BED sets out of an atlas, as a new version: those that match, or those with these ids."""
+    """Delete cells or BED sets, as a new version."""
     from chromseek.search.atlas import open as open_atlas
 
     numbers = None if ids is None else id_numbers(ids)
-    with open_atlas(atlas) as opened:
+    with open_atlas(atlas) as opened, if_stopped(lambda: "either all or none of the rows are deleted"):
         n_rows = opened.delete(collection, where=where, ids=numbers)
         warnings, version = opened.warnings(), opened.version
     warn(warnings)

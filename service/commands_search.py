@@ -1,7 +1,9 @@
 """Commands that ask an atlas: search, annotate, export."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,29 +81,24 @@ def search(
     on_bad_line: o.OnBadLine = "error",
     layer: o.Layer = None,
 ) -> None:
-    """Find the cells, regions or BED sets that are most like a query."""
+    """Find the rows that are most like a query."""
     output.check_output(out, output.HITS, overwrite=overwrite)
     output.check_output(receipt, (), overwrite=overwrite)
     from chromseek.data.sources import ReadOptions
     from chromseek.search.atlas import open as open_atlas
-    from chromseek.service.questions import resolved
+    from chromseek.service.typed_queries import resolved
 
     read = ReadOptions(rename_chroms, on_bad_line, layer, liftover=liftover)
     with open_atlas(atlas, version=version) as opened:
         chosen = opened.collection(collection)
-        question = resolved(chosen, query, read)
-        other = None if not unlike else resolved(chosen, unlike, read)
+        asked, other = (resolved(chosen, texts, read) if texts else None for texts in (query, unlike))
         began = time.perf_counter()
         hits = chosen.search(
-            question, k, where=where, exact=exact, exclude_same=exclude_same, max_distance=max_distance,
+            asked, k, where=where, exact=exact, exclude_same=exclude_same, max_distance=max_distance,
             centroid=centroid, unlike=other,
         )  # fmt: skip
-        took = time.perf_counter() - began
-        warn(worries(opened, collection, question.kind))
-        tell_about(hits, took)
-        answer(hits, out, json)
-    if receipt is not None:
-        output.write_json(hits.receipt, receipt)
+        tell_about(hits, time.perf_counter() - began, worries(opened, collection, asked and asked.kind))
+        answer(hits, out, receipt, json)
 
 
 def worries(atlas: "Atlas", collection: str, kind: str | None) -> list[str]:
@@ -110,23 +107,24 @@ def worries(atlas: "Atlas", collection: str, kind: str | None) -> list[str]:
     return [text for text in atlas.warnings() if not text.startswith("search ") or text.startswith(mine)]
 
 
-def tell_about(hits: "Hits", took: float) -> None:
+def tell_about(hits: "Hits", took: float, warnings: Sequence[str]) -> None:
     """Say on stderr how the search went, and which queries have no answer and why."""
     receipt = hits.receipt
     n_queries = f"{len(hits):,} quer{'y' if len(hits) == 1 else 'ies'}"
     parts = [f"{int(hits.n_found.sum()):,} hits in {receipt['collection']} for {n_queries}", time_text(took)]
-    covered = hits.coverage[hits.coverage == hits.coverage]
-    if len(covered):
-        parts.append(f"{sorted(covered.tolist())[len(covered) // 2]:.0%} of the query found a place in the universe")
+    known = hits.coverage[hits.coverage == hits.coverage]  # not NaN, as it is for vectors and stored rows
+    if len(known):
+        parts.append(f"{'median ' if len(hits) > 1 else ''}coverage {median(known.tolist()):.0%}")
     if receipt["path"] == "lists":
         parts.append(f"recall@10 {receipt['recall@10']:.3f}")
     if isinstance(receipt["query"], dict) and "coherence" in receipt["query"]:
         parts.append(f"coherence {receipt['query']['coherence']:.3f}")
     tell("; ".join(parts))
-    warn(receipt.get("notes", []))
-    n_low = int((covered < LEAST_COVERAGE).sum())
+    warn([*warnings, *receipt.get("notes", [])])
+    n_low = int(((hits.coverage < LEAST_COVERAGE) & (hits.n_found > 0)).sum())
     if n_low:
-        warn([f"{n_low:,} of {len(hits):,} queries: less than {LEAST_COVERAGE:.0%} found a place; same assembly?"])
+        what = f"of {n_low:,} queries less than {LEAST_COVERAGE:.0%} found a place in the universe"
+        warn([f"{what}: are they of {receipt['assembly']}?"])
     unanswered = [place for place in range(len(hits)) if hits.n_found[place] == 0]
     for place in unanswered[: output.LISTED]:
         tell(f"no hits for {printable(hits.queries[place])}: {reason(hits, place)}")
@@ -143,8 +141,10 @@ def reason(hits: "Hits", place: int) -> str | None:
     return hits.reasons.get(place, fallback)
 
 
-def answer(hits: "Hits", out: Path | None, json: bool) -> None:
-    """Give the hits: to a file, as JSON, or as a table."""
+def answer(hits: "Hits", out: Path | None, receipt: Path | None, json: bool) -> None:
+    """Give the hits: to a file, as JSON, or as a table; and the receipt, if it is wanted."""
+    if receipt is not None:
+        output.write_json(hits.receipt, receipt)
     if out is not None:
         output.write_hits(hits, out)
         tell(f"wrote {int(hits.n_found.sum()):,} hits to {printable(out, 200)}")
@@ -170,8 +170,8 @@ def hit_columns(hits: "Hits") -> dict[str, list[Any]]:
     """Hits as columns, those first that people look at first; the query only when there are several."""
     table = hits.to_arrow()
     names = [name for name in table.column_names if name != "query" or len(hits) > 1]
-    late = ("id", "dataset", "n_tokens", "n_fragments", "coverage", "chrom", "start", "end", "md5")
-    return {name: table[name].to_pylist() for name in sorted(names, key=lambda name: name in late)}
+    late = ("dataset", "n_tokens", "n_fragments", "coverage", "chrom", "start", "end", "md5")
+    return {name: table[name].to_pylist() for name in sorted(names, key=late.__contains__)}
 
 
 def annotate(
@@ -191,7 +191,7 @@ def annotate(
     on_bad_line: o.OnBadLine = "error",
     layer: o.Layer = None,
 ) -> None:
-    """Give cells the labels that their neighbours in the atlas have."""
+    """Label cells by their neighbours in an atlas."""
     output.check_output(out, output.TABLES, overwrite=overwrite)
     from chromseek.data.sources import ReadOptions
     from chromseek.search.atlas import open as open_atlas
@@ -223,7 +223,7 @@ def export(
     json: o.Json = False,
     version: o.Version = None,
 ) -> None:
-    """Write rows of an atlas, with their vectors, to a file."""
+    """Write rows and their vectors to a file."""
     output.check_output(out, output.HITS, overwrite=overwrite)
     from chromseek.search.atlas import open as open_atlas
 

@@ -198,7 +198,8 @@ class SearchRequest(SearchOptions):
     )
     query: Query = Field(description="What to search with.")
     unlike: Query | None = Field(
-        default=None, description="A second query; what the first shares with it is taken out ('like these, not those')."
+        default=None,
+        description="A second query; what the first shares with it is taken out ('like these, not those').",
     )
 
 

@@ -9,12 +9,12 @@ CollectionName = Literal["cells", "regions", "beds"]
 MAX_THREADS = 256
 
 AtlasPath = Annotated[Path, typer.Argument(metavar="ATLAS", help="The folder of the atlas.", show_default=False)]
-Collection = Annotated[CollectionName, typer.Argument(metavar="cells|regions|beds", show_default=False)]
-RowCollection = Annotated[Literal["cells", "beds"], typer.Argument(metavar="cells|beds", show_default=False)]
+Collection = Annotated[CollectionName, typer.Argument(metavar="COLLECTION", show_default=False)]
+RowCollection = Annotated[Literal["cells", "beds"], typer.Argument(metavar="COLLECTION", show_default=False)]
 Queries = Annotated[
     list[str],
     typer.Argument(
-        metavar="QUERY...",
+        metavar="QUERY",
         help="A file (h5ad, fragments, BED), regions (chr1:1000-2000,chr2:5-90), stored rows (cells:12,13), "
         "or - for BED on standard input.",
         show_default=False,
@@ -27,7 +27,9 @@ Where = Annotated[
     str | None,
     typer.Option("--where", metavar="FILTER", help="Only rows that match, like: tissue = 'blood' AND n_tokens > 1000"),
 ]
-Neighbours = Annotated[int, typer.Option("-k", "--k", min=1, max=10_000, help="Neighbours for each query.")]
+Neighbours = Annotated[
+    int, typer.Option("-k", "--k", metavar="N", min=1, max=10_000, help="Neighbours for each query.")
+]
 ExcludeSame = Annotated[
     list[str] | None,
     typer.Option("--exclude-same", metavar="COLUMN", help="Leave out rows with the query's own value (its donor)."),
@@ -54,6 +56,9 @@ Beds = Annotated[
 Liftover = Annotated[
     Path | None,
     typer.Option("--liftover", metavar="CHAIN", help="Chain file to the atlas' assembly, for inputs of another."),
+]
+Blacklist = Annotated[
+    Path | None, typer.Option("--blacklist", metavar="BED", help="Leave out regions that overlap these.")
 ]
 RenameChroms = Annotated[
     Literal["ensembl"] | None,

@@ -3,9 +3,10 @@
 import json
 import math
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 WIDEST = 40  # characters of one cell of a table on a terminal
 LISTED = 20  # messages of one kind that are told one by one
 _CHUNK = 4096  # rows of TSV written at a time
+_NUMBER = re.compile(r"[-+\d.,e%?]*")
 
 
 def say(text: str) -> None:
@@ -39,6 +41,15 @@ def warn(messages: Iterable[str]) -> None:
     """Write warnings to stderr."""
     for message in messages:
         tell(f"warning: {message}")
+
+
+@contextmanager
+def if_stopped(left: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl-C, let main say what is left of the command."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(left()) from stop
 
 
 def say_json(value: Any) -> None:
@@ -65,7 +76,7 @@ def plain(value: Any) -> Any:
 
 def say_table(columns: Mapping[str, Sequence[Any]]) -> None:
     """Write columns of equal length: aligned and cut to the width of a terminal, or whole as TSV to a pipe."""
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         for text in tsv(columns):
             say(text)
         return
@@ -85,8 +96,8 @@ def aligned(columns: Mapping[str, Sequence[Any]], width: int) -> tuple[list[str]
     laid: list[list[str]] = []
     room, left_out = width, []
     for name, values in columns.items():
-        number = all(value is None or isinstance(value, int | float) for value in values)
         texts = [printable(name, WIDEST), *(shown(value) for value in values)]
+        number = all(_NUMBER.fullmatch(text) for text in texts[1:])
         longest = max(len(text) for text in texts)
         if laid and longest + 2 > room:
             left_out.append(printable(name, WIDEST))

@@ -17,10 +17,10 @@ _OWN = ("id", "name", "dataset", "n_tokens", "n_fragments", "coverage", "chrom",
 
 def info_lines(info: Mapping[str, Any]) -> list[str]:
     """An atlas as text: what it holds, where that came from, and how good its answers are."""
-    universe, encoder = info["universe"], info["encoder"]
+    n_regions, encoder = info["universe"]["n_regions"], info["encoder"]
     return [
         f"{printable(info['path'], 200)}  version {info['version']}",
-        f"{info['assembly']}, {universe['n_regions']:,} regions, encoder {encoder['name']} ({encoder['dim']} dimensions)",
+        f"{info['assembly']}, {n_regions:,} regions, encoder {encoder['name']} ({encoder['dim']} dimensions)",
         "",
         *_collections(info),
         "",
@@ -57,8 +57,8 @@ def _sources(collections: Mapping[str, Any]) -> list[str]:
         "sets": [f"{s['n_sets']:,} {name}" for name, s in found],
         "coverage": [f"{s['n_placed'] / s['n_source']:.1%}" if s["n_source"] else "" for _, s in found],
         "no token": [f"{s['n_empty']:,}" for _, s in found],
-        "< 500": [f"{s[few]:,}" for _, s in found],
-        "> 100,000": [f"{s[many]:,}" for _, s in found],
+        "< 500 tokens": [f"{s[few]:,}" for _, s in found],
+        "> 100,000 tokens": [f"{s[many]:,}" for _, s in found],
     }
     notes = [f"{printable(s['dataset'], 40)}: {note}" for _, s in found for note in s["notes"]]
     more = [f"and {len(notes) - LISTED} notes more (--json has all)"] if len(notes) > LISTED else []
@@ -111,7 +111,6 @@ def estimate_lines(found: "BuildEstimate") -> list[str]:
         *_table(columns),
         "",
         f"disk: about {size_text(found.disk)} ({size_text(found.free)} are free)",
-        f"memory: about {size_text(found.memory)}",
         f"time: about {time_text(found.seconds)} on {found.cores} cores",
     ]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Literal, NoReturn
 
 import anyio.to_thread
@@ -99,6 +100,13 @@ class Upload:
             ) from error
 
 
+@contextmanager
+def upload_folder(parent: Path | None) -> Iterator[Path]:
+    """A folder that only we can read, removed with all that is in it; in the system's own place by default."""
+    with TemporaryDirectory(prefix="chromseek-upload-", dir=parent) as folder:
+        yield Path(folder)
+
+
 async def receive(request: Request, folder: Path) -> tuple[bytes, Upload]:
     """Stream a form to the folder: the JSON of its part `options` ({} without one), and its part `file`.
 
@@ -134,8 +142,7 @@ def label_of(name: str) -> str:
     >>> label_of("../../etc/x\x1b[2J.bed"), label_of("C:\\peaks.bed"), label_of("/")
     ('x\\x1b[2J.bed', 'peaks.bed', 'upload')
     """
-    last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    return printable(last[:255]) if last.isprintable() and len(last) <= 80 else printable(last, 254) or "upload"
+    return printable(name.replace("\\", "/").rstrip("/").rpartition("/")[2], 254) or "upload"
 
 
 @dataclass

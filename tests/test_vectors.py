@@ -55,8 +55,8 @@ def test_exact_equals_brute_force(
     tmp_path_factory: pytest.TempPathFactory, n: int, n_queries: int, k: int, some: bool, seed: int, two: bool
 ) -> None:
     rng = np.random.default_rng(seed)
-    whole = rng.integers(-2, 3, (n, 4)).astype(np.float32)  # small whole numbers: many ties, no rounding
-    queries = rng.integers(-2, 3, (n_queries, 4)).astype(np.float32)
+    whole = rng.integers(-2, 3, (n, 4)).astype(np.float32) / 4  # few small numbers: many ties, no rounding
+    queries = rng.integers(-2, 3, (n_queries, 4)).astype(np.float32) / 4
     rows = np.flatnonzero(rng.random(n) < 0.5) if some else None
     parts = np.array_split(whole, 2) if two and n > 1 else [whole]
     view = stored(tmp_path_factory.mktemp("v"), parts, indexed=False)

@@ -1,0 +1,135 @@
+"""What a build would read and what it takes, from headers and first pieces: nothing is written, nothing read whole."""
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from chromseek.data.sources import Source
+from chromseek.indexer.build import INDEX_FROM, Plan
+from chromseek.indexer.manifest import list_versions
+from chromseek.indexer.vectors import cores
+
+LOW_COVERAGE = 0.5
+BARCODE_TOKENS = 3_000  # of a barcode in a fragments file, where nothing tells how many barcodes there are
+# Bytes on disk, as measured on real and simulated atlases.
+TOKEN_BYTES = 1.5
+ROW_BYTES = 60  # of metadata, in parquet and in the DuckDB cache, without the users' columns
+COLUMN_BYTES = 6  # for each row and user's column
+REGION_BYTES = 130  # names and coordinates, in both; the universe twice
+# Seconds on two cores, likewise.
+START = 5.0
+READ_BYTES = {"cell": 12e6, "bed": 6e6}  # read and tokenized per second, compressed as they mostly are
+ENCODED_TOKENS = 25e6  # per second, once for every set
+FITTED_TOKENS = 0.6e6  # per second, of the sample
+FIT_TOKENS = 12e6
+INDEXED_ROWS = 20e3  # per second, where a view has lists
+
+
+@dataclass(frozen=True, slots=True)
+class SourceEstimate:
+    """What one input holds, as far as its first pieces tell; None is not known before it is read."""
+
+    dataset: str
+    kind: str
+    label: str
+    n_sets: int | None
+    n_tokens: int | None
+    n_bytes: int
+    coverage: float | None  # share of its regions, or first fragments, that overlap the universe
+
+
+@dataclass(frozen=True, slots=True)
+class BuildEstimate:
+    """What a build would read, and the disk (bytes) and time (seconds) that it takes."""
+
+    assembly: str
+    n_regions: int
+    sources: tuple[SourceEstimate, ...]
+    disk: int
+    free: int
+    seconds: float
+    cores: int
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        return asdict(self)
+
+
+def estimate(plan: Plan, path: Path) -> BuildEstimate:
+    """Estimate a build into `path`. Raises what reading the first pieces of the inputs raises."""
+    sources = tuple(_source(source, plan) for source in (*plan.cells, *plan.beds))
+    disk = _disk(plan, sources)
+    free = _free(path)
+    warnings = _warnings(path, sources, disk, free)
+    return BuildEstimate(
+        plan.universe.assembly.name,
+        len(plan.universe),
+        sources,
+        disk,
+        free,
+        _seconds(plan, sources),
+        cores(),
+        tuple(warnings),
+    )
+
+
+def _source(source: Source, plan: Plan) -> SourceEstimate:
+    found = source.estimate(plan.universe)
+    return SourceEstimate(
+        source.dataset, source.kind, source.label, found.n_sets, found.n_tokens, found.n_bytes, found.coverage
+    )
+
+
+def _rows(source: SourceEstimate) -> int:
+    return source.n_sets if source.n_sets is not None else (source.n_tokens or 0) // BARCODE_TOKENS
+
+
+def _disk(plan: Plan, sources: tuple[SourceEstimate, ...]) -> int:
+    """Bytes at the end of the build, when the work folder still has its copy of the encoder."""
+    dim, n_regions = plan.dim, len(plan.universe)
+    total = n_regions * (REGION_BYTES + 2 * 4 * dim) + _vectors(n_regions, dim)
+    for kind, given in (("cell", plan.cells), ("bed", plan.beds)):
+        mine = [source for source in sources if source.kind == kind]
+        n_rows = sum(_rows(source) for source in mine)
+        n_columns = max((len(source.schema) for source in given), default=0)
+        total += _vectors(n_rows, dim) + n_rows * (ROW_BYTES + COLUMN_BYTES * n_columns)
+        total += round(TOKEN_BYTES * sum(source.n_tokens or 0 for source in mine))
+    return total
+
+
+def _vectors(n_rows: int, dim: int) -> int:
+    """float16 vectors and, in a large view, 8-bit codes with their ids."""
+    return n_rows * (2 * dim + (dim + 8 if n_rows >= INDEX_FROM else 0))
+
+
+def _seconds(plan: Plan, sources: tuple[SourceEstimate, ...]) -> float:
+    n_tokens = sum(source.n_tokens or 0 for source in sources)
+    seconds = START + sum(source.n_bytes / READ_BYTES[source.kind] for source in sources)
+    seconds += (n_tokens + len(plan.universe)) / ENCODED_TOKENS
+    if isinstance(plan.encoder, str):
+        seconds += min(n_tokens, FIT_TOKENS) / FITTED_TOKENS * plan.dim / 64
+    indexed = [n for n in (sum(map(_rows, sources)), len(plan.universe)) if n >= INDEX_FROM]
+    return seconds + sum(indexed) / INDEXED_ROWS
+
+
+def _free(path: Path) -> int:
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def _warnings(path: Path, sources: tuple[SourceEstimate, ...], disk: int, free: int) -> list[str]:
+    found = []
+    if os.path.lexists(path) and (not path.is_dir() or list_versions(path)):
+        found.append(f"there is something at {path} already: the build will refuse it")
+    if disk * 1.2 > free:
+        found.append("the disk is too small")
+    for source in sources:
+        if source.coverage is not None and source.coverage < LOW_COVERAGE:
+            found.append(
+                f"only {source.coverage:.0%} of the regions of {source.label} overlap the universe: "
+                "is it of this assembly, and the universe meant for it?"
+            )
+    return found

@@ -4,14 +4,13 @@ HDF5 lets a file point into others (external storage, external links, virtual da
 indices. So the structure is walked here without reading data, and the indices are compared with the shape.
 """
 
-import mmap
 import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import h5py
 import numpy as np
@@ -194,17 +193,35 @@ def _check_heaps(file: h5py.File) -> None:
     """Follow the entries of all heaps of text: over one with a false length, HDF5 2.0 never comes to an end."""
     if file.id.get_create_plist().get_sizes() != (8, 8):
         _refuse(file, "/", "unusual sizes of addresses", "H5AD-HEAP")
-    with open(file.filename, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        heap = data.find(_HEAP)
-        while heap >= 0:
-            place, end = heap + 16, heap + int.from_bytes(data[heap + 8 : heap + 16], "little")
-            while place + 16 <= end <= len(data):
-                number, _, _, length = _ENTRY.unpack_from(data, place)
+    with open(file.filename, "rb") as raw:
+        for start, heap in _heaps(raw, os.path.getsize(file.filename)):
+            place = 16
+            while place + 16 <= len(heap):
+                number, _, _, length = _ENTRY.unpack_from(heap, place)
                 room = 16 + (length + 7) // 8 * 8 if number else length  # entry 0 is the room left over
-                if room < 16 or place + room > end:
-                    _refuse(file, "/", f"a heap is damaged at byte {place}", "H5AD-HEAP")
+                if room < 16 or place + room > len(heap):
+                    _refuse(file, "/", f"a heap is damaged at byte {start + place}", "H5AD-HEAP")
                 place += room
-            heap = data.find(_HEAP, heap + 1)
+
+
+def _heaps(raw: BinaryIO, total: int) -> Iterator[tuple[int, bytes]]:
+    """All heaps of a file: where each begins, and its bytes."""
+    start, place, window = 0, 0, raw.read(PIECE)
+    while True:
+        at = window.find(_HEAP, place)
+        header = window[at : at + 16] if at >= 0 else b""
+        size = int.from_bytes(header[8:], "little") if len(header) == 16 else PIECE
+        if len(header) == 16 and not 16 <= size <= total - start - at:
+            place = at + 1  # no heap, or one that HDF5 itself refuses
+        elif len(header) == 16 and at + size <= len(window):
+            yield start + at, window[at : at + size]
+            place = at + size
+        else:
+            more = raw.read(max(PIECE, size))
+            if not more:
+                return
+            kept = at if at >= 0 else max(place, len(window) - len(_HEAP) + 1)
+            start, place, window = start + kept, 0, window[kept:] + more
 
 
 def _check_objects(file: h5py.File) -> None:
@@ -212,6 +229,7 @@ def _check_objects(file: h5py.File) -> None:
     size = os.path.getsize(file.filename)
     waiting: list[tuple[h5py.Group, int]] = [(file, 0)]
     visited: set[Any] = {_address(file)}
+    _check_types(file, "/")
     n_objects = declared = 0
     while waiting:
         group, depth = waiting.pop()
@@ -223,6 +241,7 @@ def _check_objects(file: h5py.File) -> None:
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 _refuse(file, place, "a link, perhaps to another file", "H5AD-LINK")
             item = group[name]
+            _check_types(item, place)
             if isinstance(item, h5py.Group):
                 if depth >= DEPTH_LIMIT:
                     _refuse(file, place, f"groups nest deeper than {DEPTH_LIMIT}", "H5AD-DEPTH")
@@ -235,6 +254,14 @@ def _check_objects(file: h5py.File) -> None:
                 if declared > max(RATIO_FREE, RATIO_LIMIT * size):
                     message = f"declares {declared:,} bytes in a file of {size:,}"
                     _refuse(file, place, message, "H5AD-SIZE", status=413)
+
+
+def _check_types(item: Any, place: str) -> None:
+    """Refuse lists of variable length in attributes and data: anndata writes none, HDF5 may crash on false ones."""
+    kinds = [item.id.get_type()] if isinstance(item, h5py.Dataset) else []
+    kinds += [item.attrs.get_id(name).get_type() for name in item.attrs]
+    if any(kind.get_class() == h5py.h5t.VLEN for kind in kinds):
+        _refuse(item, place, "lists of variable length", "H5AD-TYPE")
 
 
 def _check_dataset(item: h5py.Dataset, place: str) -> int:

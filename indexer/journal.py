@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chromseek.indexer.durable import digest, sync, write_new
+from chromseek.indexer.durable import checkpoint, digest, remove, sync, write_new
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Part:
         paths = sorted(p for p in folder.rglob("*") if p.is_file())
         for path in paths:
             sync(path)
+        checkpoint("segment-synced")
         return cls(str(folder.relative_to(root)), n_rows, {str(p.relative_to(folder)): digest(p) for p in paths})
 
     def is_whole(self, root: Path) -> bool:
@@ -35,7 +36,7 @@ class Part:
 
 @dataclass
 class Ingested:
-    """How far the inputs of one collection have been read."""
+    """How far the inputs of one collection have been read; of what was read, only finished parts count."""
 
     parts: list[Part] = field(default_factory=list)
     source: int = 0  # number of the source that is being read
@@ -43,14 +44,20 @@ class Ingested:
     reports: list[dict[str, Any]] = field(default_factory=list)  # one per source
     done: bool = False
 
+    @property
+    def n_rows(self) -> int:
+        """Rows in finished parts."""
+        return sum(part.n_rows for part in self.parts)
+
 
 class Journal:
     """What is finished, written down at every step."""
 
     def __init__(self, work: Path, root: Path) -> None:
-        """Read the journal of a work folder; parts that are gone or damaged are forgotten, with all after them."""
+        """Read the journal of a work folder; a collection with a part that is gone or damaged is forgotten."""
+        self.root = root
+        self.work = work
         self._path = work / "journal.json"
-        self._root = root
         self.collections: dict[str, Ingested] = {}
         if self._path.is_file():
             for name, entry in json.loads(self._path.read_text()).items():
@@ -62,6 +69,12 @@ class Journal:
         """How far a collection has come."""
         return self.collections.setdefault(collection, Ingested())
 
+    @property
+    def n_bytes(self) -> int:
+        """The size of what is finished."""
+        parts = [part for entry in self.collections.values() for part in entry.parts]
+        return sum(size for part in parts for size, _ in part.files.values())
+
     def save(self) -> None:
         """Write all of it, atomically."""
         text = json.dumps({name: asdict(entry) for name, entry in self.collections.items()})
@@ -70,3 +83,11 @@ class Journal:
         write_new(draft, text.encode())
         draft.replace(self._path)
         sync(self._path.parent)
+        checkpoint("journal-saved")
+
+    def discard(self) -> None:
+        """Remove the finished parts: nothing will come of them."""
+        for entry in self.collections.values():
+            for part in entry.parts:
+                remove(self.root / part.folder)
+        self.collections.clear()

@@ -47,6 +47,6 @@ class RegionSource:
         if self._genes is not None:
             symbols, distances = self._genes.nearest(regions)
             nowhere = symbols == ""
-            columns["gene"] = pa.array(np.where(nowhere, None, symbols), pa.string())
+            columns["gene"] = pa.array(symbols, pa.string(), mask=nowhere)
             columns["tss_distance"] = pa.array(distances, pa.int64(), mask=nowhere)
         return pa.table(columns)

@@ -321,7 +321,7 @@ def _lists_to_probe(
 
 def _float32(half: NDArray[np.float16]) -> NDArray[np.float32]:
     """Convert; torch does it several times faster than numpy."""
-    return torch.from_numpy(half).float().numpy()  # type: ignore[no-any-return]
+    return torch.from_numpy(half).float().numpy()
 
 
 def _mapped(path: Path) -> NDArray[np.float16]:

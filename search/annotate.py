@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from chromseek.data.errors import BadArgument, printable
-from chromseek.data.h5ad_check import check_h5ad
 from chromseek.data.sources import ReadOptions
+from chromseek.indexer.filter_tree import IsNull
+from chromseek.search.query import Question
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,14 +37,12 @@ def annotate(
     confidence is the winner's share of the neighbours' weight; it is not calibrated. Cells without a token get
     no label and confidence 0.
     """
-    labels = [label] if isinstance(label, str) else list(label)
+    labels = [label] if isinstance(label, str) else list(dict.fromkeys(label))
     _check_labels(atlas, labels)
-    adata = _adata(query, copy)
     question = atlas.cells.resolve(query, read)
     hits = atlas.cells.search(question, k, where=where, exclude_same=exclude_same)
-    if adata is None:
-        adata = _empty_adata(question.names, question.metadata)
     predicted = hits.predict(labels)
+    adata = _adata(query, question, copy=copy)
     for name in predicted.columns:
         values = predicted[name].to_numpy()
         adata.obs[name] = pd.Categorical(values) if values.dtype == object else values
@@ -59,36 +58,36 @@ def annotate(
 
 
 def _check_labels(atlas: "Atlas", labels: Sequence[str]) -> None:
-    schema = atlas.cells.schema
-    own = ("id", "name", "n_tokens")
+    cells = atlas.cells
+    usable = [name for name in cells.schema.names if name not in ("id", "name", "n_tokens")]
+    if not labels:
+        raise BadArgument("no label", code="LABEL-COLUMN", fix=f"one of {', '.join(usable[:12])}")
     for label in labels:
-        if label not in schema.names or label in own:
-            usable = [name for name in schema.names if name not in own]
+        if label not in usable:
             raise BadArgument(
                 f"the atlas's cells have no label {printable(label)}",
                 code="LABEL-COLUMN",
                 got=label,
                 fix=f"one of {', '.join(usable[:12])}",
             )
-        if atlas.cells.metadata.column(label).null_count == atlas.cells.metadata.n_rows:
-            raise BadArgument(f"label {printable(label)} is empty in every cell", code="LABEL-EMPTY", got=label,
-                              fix="choose another column, or add cells that have it")  # fmt: skip
+        if len(cells.where(IsNull(label))) == len(cells):
+            raise BadArgument(
+                f"label {printable(label)} is empty in every cell",
+                code="LABEL-EMPTY",
+                got=label,
+                fix="choose another column, or add cells that have it",
+            )
 
 
-def _adata(query: Any, copy: bool) -> "AnnData | None":
-    """The AnnData to write to; None for fragments, whose cells are known only after reading."""
-    if hasattr(query, "obs"):
-        return query.copy() if copy else query  # type: ignore[no-any-return]
-    if isinstance(query, str | Path) and str(query).endswith(".h5ad"):
-        from anndata import read_h5ad
+def _adata(query: Any, question: Question, *, copy: bool) -> "AnnData":
+    """The AnnData to write to: the one given, the h5ad read, or a new one with what is known of other cells."""
+    from anndata import AnnData, read_h5ad
 
-        check_h5ad(Path(query))
-        return read_h5ad(query)
-    return None
-
-
-def _empty_adata(names: Sequence[str], metadata: pd.DataFrame | None) -> "AnnData":
-    from anndata import AnnData
-
-    obs = pd.DataFrame(index=pd.Index(names, name="barcode")) if metadata is None else metadata
-    return AnnData(obs=obs.set_index(pd.Index(names, name="barcode")))
+    if isinstance(query, AnnData):
+        if not copy:
+            return query
+        return query.to_memory() if query.isbacked else query.copy()
+    if isinstance(query, str | Path) and Path(query).suffix.lower() in (".h5ad", ".h5"):
+        return read_h5ad(query)  # resolve() has checked it
+    obs = pd.DataFrame(index=range(len(question))) if question.metadata is None else question.metadata
+    return AnnData(obs=obs.set_index(pd.Index(question.names, name="barcode")))

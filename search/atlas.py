@@ -14,21 +14,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chromseek.data.bed import read_bed
 from chromseek.data.errors import BadArgument, NotFound, printable
-from chromseek.data.genes import Genes
 from chromseek.data.genome import assembly as assembly_named
-from chromseek.data.sources import ReadOptions, Source, bed_sources, cell_sources, first_regions
+from chromseek.data.sources import ReadOptions
 from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
-from chromseek.encoder.base import ENCODERS, Encoder, load
+from chromseek.encoder.base import Encoder, load
 from chromseek.indexer import build as builder
 from chromseek.indexer.metadata import Metadata
 from chromseek.indexer.segment import take_sets
 from chromseek.indexer.store import Problem, Store
 from chromseek.indexer.vectors import Vectors
+from chromseek.search.build_plan import plan_build, sources_of
 from chromseek.search.collection import DEFAULT_PROBES, Collection
+from chromseek.search.estimate import estimate
+from chromseek.search.hits import Hits
 from chromseek.search.measure import CHANCE, N_REGIONS, N_SETS, choose_probes, sanity
+
+__all__ = ["COLLECTIONS", "Atlas", "build", "open", "plan_build"]
 
 COLLECTIONS = ("cells", "regions", "beds")
 
@@ -38,19 +41,21 @@ class Atlas:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.content: dict[str, Any] = {}
         self._load()
 
     def _load(self) -> None:
         """Open encoder, universe and collections of the store's version."""
         assert self._store.manifest is not None
+        before = self.content.get("primary")
         self.version = self._store.manifest.version
         self.content = self._store.manifest.content
         self._closed = False
-        assembly = assembly_named(self.content["assembly"])
         primary = self.content["primary"]
-        universe = Universe.load(self._store.file("universe.bed.gz"), assembly)
-        self.encoder: Encoder = load(self._store.path / "encoders" / primary, universe)
-        self.universe = self.encoder.universe
+        if primary != before:
+            universe = Universe.load(self._store.file("universe.bed.gz"), assembly_named(self.content["assembly"]))
+            self.encoder: Encoder = load(self._store.path / "encoders" / primary, universe)
+            self.universe = self.encoder.universe
         self._collections = {name: self._collection(name) for name in self.content["collections"]}
 
     def _collection(self, name: str) -> Collection:
@@ -59,16 +64,11 @@ class Atlas:
         views = [f"{segment['folder']}/views/{primary}" for segment in entry["segments"]]
         codes = [self._store.file(f"{view}/codes.faiss") for view in views] if entry["quantiser"] else []
         vectors = Vectors([self._store.file(f"{view}/vectors.npy") for view in views], codes)
-        gone = builder.deleted_ids(self._store, entry)
         paths = builder.rows_files(self._store, entry)
         database = self._store.cache / f"metadata-v{self.version}.duckdb"
-        deleted = None
-        if len(gone):
-            ids = Metadata(name, paths).column("id").to_numpy()
-            deleted = np.isin(ids, gone)
         return Collection(
             name,
-            Metadata(name, paths, database=database, deleted=deleted),
+            Metadata(name, paths, database=database, deleted=builder.deleted_rows(self._store, entry)),
             vectors,
             self.encoder,
             n_probe=calibration.get("n_probe", DEFAULT_PROBES),
@@ -128,7 +128,7 @@ class Atlas:
         """
         read = read or ReadOptions()
         assembly = self.universe.assembly
-        found = _sources(cells, beds, read, assembly)
+        found = sources_of(cells, beds, read, assembly)
         if not found[0] and not found[1]:
             raise BadArgument("nothing to add", code="ADD-NOTHING", fix="give cells= or beds=")
         builder.add(self._store, *found, self.encoder)
@@ -159,7 +159,7 @@ class Atlas:
         recalls = {}
         for name, collection in self._collections.items():
             if collection.vectors.n_lists:
-                n_probe, reached = choose_probes(collection)
+                n_probe, reached = choose_probes(collection.vectors)
                 recalls[name] = {"n_probe": n_probe, "recall@10": reached}
         samples = {name: sample for name in self._collections if (sample := self._sample(name)) is not None}
         with self._store.write("calibrate") as writer:
@@ -168,18 +168,20 @@ class Atlas:
             content["calibration"] = {
                 "made_at": self.version,
                 "n_rows": {name: len(collection) for name, collection in self._collections.items()},
+                "n_ever": {name: entry["next_id"] for name, entry in self.content["collections"].items()},
                 "recall": recalls,
                 "sanity": sanity(samples, len(self.universe)),
             }
             manifest = writer.commit(content, keep=writer.parent.entries)
-        builder.write_cache(self._store, manifest)
+            builder.keep_cache(self._store, manifest)
         self._load()
 
     def _sample(self, name: str) -> tuple[TokenSets, NDArray[np.float32]] | None:
         """Token sets and vectors of some rows at random; None where the token sets were not kept."""
         collection = self._collections[name]
         segments = self.content["collections"][name]["segments"]
-        if not all((self.path / segment["folder"] / "tokens.parquet").exists() for segment in segments):
+        assert self._store.manifest is not None
+        if not all(f"{segment['folder']}/tokens.parquet" in self._store.manifest.entries for segment in segments):
             return None
         live = collection.metadata.where(None)
         live = live[collection.metadata.column("n_tokens").to_numpy()[live] > 0]
@@ -231,11 +233,9 @@ class Atlas:
             for direction, score in calibration.get("sanity", {}).items()
             if score is not None and score <= CHANCE
         ]
-        now = {name: len(collection) for name, collection in self._collections.items()}
-        before = calibration.get("n_rows")
-        if before is not None and before != now:
-            changed = sum(abs(now[name] - before.get(name, 0)) for name in now)
-            share = changed / max(1, sum(now.values()))
+        changed = self._changed_since(calibration) if calibration else 0
+        if changed:
+            share = changed / max(1, sum(map(len, self._collections.values())))
             found.append(f"calibrated at v{calibration['made_at']}, {share:.0%} of rows since; run calibrate()")
         for name, entry in self.content["collections"].items():
             for source in entry["sources"]:
@@ -244,6 +244,15 @@ class Atlas:
                         f"{source['n_empty']} of {source['n_sets']} {name} of {source['dataset']} have no token"
                     )
         return found
+
+    def _changed_since(self, calibration: Mapping[str, Any]) -> int:
+        """How many rows were added or deleted since a calibration."""
+        changed = 0
+        for name, entry in self.content["collections"].items():
+            ever, live = calibration["n_ever"].get(name, 0), calibration["n_rows"].get(name, 0)
+            deleted = entry["next_id"] - len(self._collections[name])
+            changed += (entry["next_id"] - ever) + (deleted - (ever - live))
+        return changed
 
     def annotate(
         self,
@@ -269,11 +278,11 @@ class Atlas:
 
         return export(self.collection(collection), Path(path), where=where, overwrite=overwrite)
 
-    def replay(self, receipt: Mapping[str, Any], query: Any = None) -> Any:
-        """Repeat the search of a receipt; give `query` again where it was not a path, region or stored id."""
+    def replay(self, receipt: Mapping[str, Any], query: Any = None, *, unlike: Any = None) -> Hits:
+        """Repeat the search of a receipt; give query and unlike again where they were no paths, regions or ids."""
         from chromseek.search.replay import replay
 
-        return replay(self, receipt, query)
+        return replay(self, receipt, query, unlike)
 
     def verify(self) -> list[Problem]:
         """Check every file of the version against its checksum; an empty list is good."""
@@ -286,7 +295,7 @@ class Atlas:
     def close(self) -> None:
         """Let files go; searching afterwards raises BadArgument."""
         for collection in self._collections.values():
-            collection.metadata.close()
+            collection.close()
         self._closed = True
 
     def __enter__(self) -> "Atlas":
@@ -332,115 +341,13 @@ def build(
     genes: GTF or BED with symbols: the regions get their nearest gene and its distance.
     read: how files are read: chain, blacklist (its regions leave the universe too), chromosome names, bad lines.
 
-    A killed build leaves no atlas; the same call goes on where it stopped. Raises BadData, BadArgument or
-    StorageError; nothing half written can be opened.
+    A killed build leaves no atlas; the same call goes on where it stopped. Raises BadData and BadArgument, which leave
+    nothing behind, and StorageError; nothing half written can be opened.
     """
     plan = plan_build(
         cells, beds, universe, encoder, labels=labels, groups=groups, assembly=assembly, genes=genes,
         dim=dim, keep_tokens=keep_tokens, seed=seed, read=read,
     )  # fmt: skip
-    store = Store.create(path)
-    builder.build(store, plan)
-    atlas = Atlas(store)
+    atlas = Atlas(builder.build(path, plan, n_bytes=estimate(plan, Path(path)).disk))
     atlas.calibrate()
     return atlas
-
-
-def plan_build(
-    cells: Any,
-    beds: Any,
-    universe: Any,
-    encoder: str | Path | Encoder,
-    *,
-    labels: Sequence[str],
-    groups: str | None,
-    assembly: str | None,
-    genes: str | Path | None,
-    dim: int,
-    keep_tokens: bool,
-    seed: int,
-    read: ReadOptions | None,
-) -> builder.Plan:
-    """Check everything that can be known before work begins: inputs, universe, assembly, encoder, labels."""
-    read = read or ReadOptions()
-    if cells is None and beds is None:
-        raise BadArgument("nothing to build from", code="BUILD-NOTHING", fix="give cells=, beds= or both")
-    if not 2 <= dim <= 4096:
-        raise BadArgument(f"dim is {dim}", code="DIM-RANGE", got=dim, fix="choose from 2 to 4096; 64 is the default")
-    known = None if assembly is None else assembly_named(assembly)
-    chosen: Encoder | str = encoder if isinstance(encoder, str) and encoder in ENCODERS else _encoder(encoder)
-    if isinstance(chosen, str):
-        regions = _universe(universe, cells, read, known)
-        if read.blacklist is not None:
-            regions = _without_blacklist(regions, read.blacklist)
-    else:
-        if universe is not None:
-            raise BadArgument(
-                "a saved encoder has its own universe",
-                code="BUILD-UNIVERSE",
-                fix="leave universe= out, or fit a new encoder",
-            )
-        regions = chosen.universe
-    found = _sources(cells, beds, read, regions.assembly)
-    _check_columns(found[0], [*labels, *([groups] if groups else [])])
-    table = None if genes is None else Genes.load(genes, regions.assembly)
-    return builder.Plan(
-        regions, tuple(found[0]), tuple(found[1]), chosen, dim, table, tuple(labels), groups, keep_tokens, seed
-    )
-
-
-def _encoder(encoder: str | Path | Encoder) -> Encoder:
-    if not isinstance(encoder, str | Path):
-        return encoder
-    if not Path(encoder).is_dir():
-        raise NotFound(
-            f"no encoder {printable(encoder)}",
-            code="ENCODER-NAME",
-            got=str(encoder),
-            fix=f"one of {', '.join(ENCODERS)}, or the folder of a saved encoder",
-        )
-    return load(encoder)
-
-
-def _universe(universe: Any, cells: Any, read: ReadOptions, assembly: Any) -> Universe:
-    if isinstance(universe, Universe):
-        return universe
-    if universe is not None:
-        bed = read_bed(universe, assembly=assembly, rename_chroms=read.rename_chroms, on_bad_line=read.on_bad_line)
-        return Universe.of(bed.regions)
-    if cells is None:
-        raise BadArgument(
-            "BED sets alone need a universe", code="BUILD-UNIVERSE", fix="give universe=, a BED of all regions"
-        )
-    return Universe.of(first_regions(cells, read, assembly))
-
-
-def _without_blacklist(universe: Universe, blacklist: str | Path) -> Universe:
-    _, tokens = universe.overlaps(read_bed(blacklist, assembly=universe.assembly).regions)
-    keep = np.ones(len(universe), bool)
-    keep[tokens] = False
-    if not keep.any():
-        raise BadArgument(
-            "the blacklist covers the whole universe", code="BLACKLIST-ALL", fix="check that it is of this assembly"
-        )
-    return Universe(universe.regions.take(keep))
-
-
-def _sources(cells: Any, beds: Any, read: ReadOptions, assembly: Any) -> tuple[list[Source], list[Source]]:
-    return (
-        [] if cells is None else cell_sources(cells, read, assembly=assembly),
-        [] if beds is None else bed_sources(beds, read, assembly=assembly),
-    )
-
-
-def _check_columns(cells: Sequence[Source], columns: Sequence[str]) -> None:
-    """Refuse labels and groups that no input of cells has."""
-    there = {name for source in cells for name in source.schema.names}
-    for column in columns:
-        if column not in there:
-            raise BadArgument(
-                f"no input of cells has a column {printable(column)}",
-                code="LABEL-COLUMN",
-                got=column,
-                fix=f"obs has {', '.join(sorted(there)[:10]) or 'no columns'}",
-            )

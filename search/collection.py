@@ -46,6 +46,7 @@ class Collection:
         self._encoder, self._stored = encoder, stored
         self._n_probe, self._recall, self._receipt = n_probe, recall, receipt
         self._live = metadata.where(None)
+        self._closed = False
         if not (len(vectors) == metadata.n_rows == len(self.ids)):
             raise BadArgument(
                 f"{name}: {len(vectors)} vectors beside {metadata.n_rows} rows",
@@ -56,6 +57,15 @@ class Collection:
     def __len__(self) -> int:
         return len(self._live)
 
+    def close(self) -> None:
+        """Let files go; whatever is asked afterwards raises BadArgument."""
+        self.metadata.close()
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BadArgument("the atlas is closed", code="ATLAS-CLOSED", fix="open it again with chromseek.open")
+
     @property
     def schema(self) -> pa.Schema:
         """The metadata columns."""
@@ -63,6 +73,7 @@ class Collection:
 
     def where(self, condition: str | Mapping[str, Any] | Filter | None) -> NDArray[np.int64]:
         """The ids of the rows that match a filter, sorted."""
+        self._check_open()
         return self.ids[self._allowed(self.filter(condition))]
 
     def get(self, ids: Sequence[int] | NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
@@ -74,11 +85,13 @@ class Collection:
         return self.vectors.get(self.rows_of(ids))
 
     def rows_of(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where rows lie, by id."""
+        """Where rows lie, by id. Raises NotFound for an unknown or deleted id."""
+        self._check_open()
         wanted = np.asarray(ids, np.int64)
         rows = np.minimum(np.searchsorted(self.ids, wanted), max(0, len(self.ids) - 1))
         known = (self.ids[rows] == wanted) if len(self.ids) else np.zeros(len(wanted), bool)
-        known &= np.isin(rows, self._live, assume_unique=False) if len(self._live) < len(self.ids) else True
+        if len(self._live) < len(self.ids):
+            known &= np.isin(rows, self._live)
         if not known.all():
             missing = int(wanted[~known][0])
             raise NotFound(
@@ -131,8 +144,10 @@ class Collection:
         unlike: a second query in any form; what the first shares with it is taken out.
         read: how files are read (liftOver, chromosome names).
 
-        A query that is a stored row is not its own hit. Each query gets min(k, matching rows) hits.
+        A query that is a stored row is not its own hit. Each query gets min(k, matching rows) hits, and where it gets
+        none, Hits.reasons says why.
         """
+        self._check_open()
         _check_range(k, max_distance)
         question = self.resolve(asked, read)
         if centroid:
@@ -140,16 +155,18 @@ class Collection:
         if unlike is not None:
             question = query.unlike(question, self.resolve(unlike, read))
         tree = self.filter(where)
+        columns = [exclude_same] if isinstance(exclude_same, str) else exclude_same and list(exclude_same)
         own = self._own_rows(question)
         wanted = min(k + (own is not None), max(1, self.metadata.n_rows))
         rows = np.full((len(question), k), -1, np.int64)
         scores = np.full((len(question), k), -np.inf, np.float32)
         reasons, paths = dict(question.reasons), set()
-        for members, limit in self._groups(question, tree, exclude_same):
+        for members, limit in self._groups(question, tree, columns):
             allowed = self._allowed(limit)
             members = members[question.vectors[members].any(axis=1)]
             if len(allowed) == 0:
-                reasons |= {m: reasons.get(m, "no row matches the filter") for m in members.tolist()}
+                why = "no row matches the filter" if tree is not None else "exclude_same leaves no row"
+                reasons |= dict.fromkeys(members.tolist(), why if limit is not None else f"there are no {self.name}")
             if len(allowed) == 0 or len(members) == 0:
                 continue
             chosen = plan.choose(self.vectors, len(allowed), exact=exact, n_probe=self._n_probe)
@@ -159,38 +176,29 @@ class Collection:
             if own is not None:
                 found, close = _without(found, close, own[members])
             rows[members, : found.shape[1]], scores[members, : found.shape[1]] = found[:, :k], close[:, :k]
+        why = "no other row to compare with"
         if max_distance is not None:
             far = scores < 1 - max_distance - 1e-6
             rows[far], scores[far] = -1, -np.inf
-        return self._hits(question, rows, scores, reasons, {
-            "k": k, "where": None if tree is None else to_json(tree), "exact": exact, "exclude_same": exclude_same,
-            "max_distance": max_distance, "path": "+".join(sorted(paths)) or "none",
+            why = f"nothing within distance {max_distance:g}"
+        for place in np.flatnonzero(rows[:, 0] < 0).tolist():
+            reasons.setdefault(place, why)
+        receipt = self._receipt | {
+            "collection": self.name,
+            "query": question.described,
+            "k": int(k),
+            "where": None if tree is None else to_json(tree),
+            "exact": bool(exact),
+            "exclude_same": columns,
+            "max_distance": None if max_distance is None else float(max_distance),
+            "path": "+".join(sorted(paths)) or "none",
             "n_probe": self._n_probe if "lists" in paths else None,
             "recall@10": self._recall if "lists" in paths else 1.0,
-        })  # fmt: skip
-
-    def _hits(
-        self,
-        question: Question,
-        rows: NDArray[np.int64],
-        scores: NDArray[np.float32],
-        reasons: dict[int, str],
-        parameters: dict[str, Any],
-    ) -> Hits:
-        ids = np.where(rows >= 0, self.ids[np.maximum(rows, 0)], -1)
-        receipt = self._receipt | {"collection": self.name, "query": question.described} | parameters
+        }
         if question.notes:
             receipt["notes"] = list(question.notes)
-        return Hits(
-            ids,
-            np.where(rows >= 0, np.clip(scores, -1, 1), -np.inf).astype(np.float32),
-            rows,
-            question.names,
-            question.coverage,
-            reasons,
-            receipt,
-            self.metadata.take,
-        )
+        ids = np.where(rows >= 0, self.ids[rows], -1) if len(self.ids) else rows
+        return Hits(ids, scores, rows, question.names, question.coverage, reasons, receipt, self.metadata.take)
 
     def _own_rows(self, question: Question) -> NDArray[np.int64] | None:
         """The rows that the queries themselves are, if they are stored here."""
@@ -199,40 +207,41 @@ class Collection:
         return self.rows_of(question.stored[1])
 
     def _groups(
-        self, question: Question, tree: Filter | None, exclude_same: str | Sequence[str] | None
+        self, question: Question, tree: Filter | None, columns: Sequence[str] | None
     ) -> Iterator[tuple[NDArray[np.int64], Filter | None]]:
-        """Queries that share a row set: their numbers and the filter; one group without exclude_same."""
-        if exclude_same is None:
+        """Queries that share a row set: their numbers and the filter; one group without columns to exclude by."""
+        if columns is None:
             yield np.arange(len(question)), tree
             return
-        columns = [exclude_same] if isinstance(exclude_same, str) else list(exclude_same)
-        values = self._values(question, columns)
-        for key, members in values.groupby(columns, dropna=False, sort=False).indices.items():
+        members: dict[tuple[Any, ...], list[int]] = {}
+        for place, key in enumerate(zip(*self._values(question, columns), strict=True)):
+            members.setdefault(key, []).append(place)
+        for key, places in members.items():
             others = [
-                Or((Compare(column, "ne", _plain(value)), IsNull(column)))
-                for column, value in zip(columns, key if isinstance(key, tuple) else (key,), strict=True)
-                if not pd.isna(value)
+                Or((Compare(column, "ne", value), IsNull(column)))
+                for column, value in zip(columns, key, strict=True)
+                if value is not None
             ]
             parts = (*others, *([] if tree is None else [tree]))
-            yield np.asarray(members), check(And(parts), self.schema) if parts else None
+            yield np.array(places), check(And(parts), self.schema) if parts else None
 
-    def _values(self, question: Question, columns: list[str]) -> pd.DataFrame:
-        """What the queries hold in some columns."""
+    def _values(self, question: Question, columns: Sequence[str]) -> list[list[Any]]:
+        """What the queries hold in some columns, None where they hold nothing."""
         if question.stored is not None:
             frame = self._stored_metadata(question, columns)
         else:
             frame = question.metadata if question.metadata is not None else pd.DataFrame()
         missing = [c for c in columns if c not in frame.columns or c not in self.schema.names]
-        if missing:
+        if missing or not columns:
             raise BadArgument(
-                f"exclude_same: the query, or the atlas, has no column {printable(missing[0])}",
+                f"exclude_same: the query, or the atlas, has no column {printable(missing[0] if missing else '')}",
                 code="EXCLUDE-COLUMN",
-                got=missing[0],
+                got=printable(missing),
                 fix=f"the query has {', '.join(map(str, frame.columns[:8])) or 'no metadata'}",
             )
-        return frame[columns].astype(object).reset_index(drop=True)
+        return [[None if pd.isna(value) else _plain(value) for value in frame[column]] for column in columns]
 
-    def _stored_metadata(self, question: Question, columns: list[str]) -> pd.DataFrame:
+    def _stored_metadata(self, question: Question, columns: Sequence[str]) -> pd.DataFrame:
         assert question.stored is not None
         if question.stored[0] != self.name:
             raise BadArgument(
@@ -248,13 +257,17 @@ class Collection:
 def _check_range(k: int, max_distance: float | None) -> None:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
         raise BadArgument(f"k is {printable(k)}", code="K-RANGE", got=printable(k), fix=f"choose k from 1 to {MAX_K}")
-    if max_distance is not None and not 0 <= max_distance <= 2:
+    if max_distance is not None and not (_is_number(max_distance) and 0 <= max_distance <= 2):
         raise BadArgument(
-            f"max_distance is {max_distance}",
+            f"max_distance is {printable(max_distance)}",
             code="DISTANCE-RANGE",
             got=printable(max_distance),
             fix="cosine distances lie between 0 and 2",
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:

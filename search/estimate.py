@@ -6,25 +6,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from chromseek.data.errors import NotFound
 from chromseek.data.sources import Source
-from chromseek.indexer.build import INDEX_FROM, Plan
+from chromseek.indexer.build import FIT_TOKENS, INDEX_FROM, Plan
 from chromseek.indexer.manifest import list_versions
-from chromseek.indexer.vectors import cores
 
 LOW_COVERAGE = 0.5
 BARCODE_TOKENS = 3_000  # of a barcode in a fragments file, where nothing tells how many barcodes there are
 # Bytes on disk, as measured on real and simulated atlases.
-TOKEN_BYTES = 1.5
-ROW_BYTES = 60  # of metadata, in parquet and in the DuckDB cache, without the users' columns
+TOKEN_BYTES = 2.0
+ROW_BYTES = 60  # of metadata, in parquet and in the DuckDB caches of two versions, without the users' columns
 COLUMN_BYTES = 6  # for each row and user's column
-REGION_BYTES = 130  # names and coordinates, in both; the universe twice
+REGION_BYTES = 90  # names and coordinates, likewise; and the universe twice
+CODE_BYTES = 11  # beside the code of a vector, in a view with lists
 # Seconds on two cores, likewise.
-START = 5.0
-READ_BYTES = {"cell": 12e6, "bed": 6e6}  # read and tokenized per second, compressed as they mostly are
-ENCODED_TOKENS = 25e6  # per second, once for every set
-FITTED_TOKENS = 0.6e6  # per second, of the sample
-FIT_TOKENS = 12e6
-INDEXED_ROWS = 20e3  # per second, where a view has lists
+START = 8.0
+READ_BYTES = {"cell": 15e6, "bed": 14e6}  # read and tokenized per second, compressed as they mostly are
+ENCODED_TOKENS = 23e6  # per second, once for every set
+FITTED_TOKENS, FITTED_REGIONS = 0.95e6, 45e3  # per second, of the sample and of the universe, for 64 dimensions
+INDEXED_ROWS = 25e3  # per second, where a view has lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,7 @@ class BuildEstimate:
     sources: tuple[SourceEstimate, ...]
     disk: int
     free: int
-    seconds: float
-    cores: int
+    seconds: float  # on two cores
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +70,6 @@ def estimate(plan: Plan, path: Path) -> BuildEstimate:
         disk,
         free,
         _seconds(plan, sources),
-        cores(),
         tuple(warnings),
     )
 
@@ -90,7 +88,7 @@ def _rows(source: SourceEstimate) -> int:
 def _disk(plan: Plan, sources: tuple[SourceEstimate, ...]) -> int:
     """Bytes at the end of the build, when the work folder still has its copy of the encoder."""
     dim, n_regions = plan.dim, len(plan.universe)
-    total = n_regions * (REGION_BYTES + 2 * 4 * dim) + _vectors(n_regions, dim)
+    total = n_regions * (REGION_BYTES + 2 * (2 * dim + 4)) + _vectors(n_regions, dim)
     for kind, given in (("cell", plan.cells), ("bed", plan.beds)):
         mine = [source for source in sources if source.kind == kind]
         n_rows = sum(_rows(source) for source in mine)
@@ -102,7 +100,7 @@ def _disk(plan: Plan, sources: tuple[SourceEstimate, ...]) -> int:
 
 def _vectors(n_rows: int, dim: int) -> int:
     """float16 vectors and, in a large view, 8-bit codes with their ids."""
-    return n_rows * (2 * dim + (dim + 8 if n_rows >= INDEX_FROM else 0))
+    return n_rows * (2 * dim + (dim + CODE_BYTES if n_rows >= INDEX_FROM else 0))
 
 
 def _seconds(plan: Plan, sources: tuple[SourceEstimate, ...]) -> float:
@@ -110,8 +108,8 @@ def _seconds(plan: Plan, sources: tuple[SourceEstimate, ...]) -> float:
     seconds = START + sum(source.n_bytes / READ_BYTES[source.kind] for source in sources)
     seconds += (n_tokens + len(plan.universe)) / ENCODED_TOKENS
     if isinstance(plan.encoder, str):
-        seconds += min(n_tokens, FIT_TOKENS) / FITTED_TOKENS * plan.dim / 64
-    indexed = [n for n in (sum(map(_rows, sources)), len(plan.universe)) if n >= INDEX_FROM]
+        seconds += (min(n_tokens, FIT_TOKENS) / FITTED_TOKENS + len(plan.universe) / FITTED_REGIONS) * plan.dim / 64
+    indexed = [n for n in (sum(_rows(s) for s in sources if s.kind == "cell"), len(plan.universe)) if n >= INDEX_FROM]
     return seconds + sum(indexed) / INDEXED_ROWS
 
 
@@ -122,7 +120,7 @@ def _free(path: Path) -> int:
 
 def _warnings(path: Path, sources: tuple[SourceEstimate, ...], disk: int, free: int) -> list[str]:
     found = []
-    if os.path.lexists(path) and (not path.is_dir() or list_versions(path)):
+    if _is_taken(path):
         found.append(f"there is something at {path} already: the build will refuse it")
     if disk * 1.2 > free:
         found.append("the disk is too small")
@@ -133,3 +131,12 @@ def _warnings(path: Path, sources: tuple[SourceEstimate, ...], disk: int, free: 
                 "is it of this assembly, and the universe meant for it?"
             )
     return found
+
+
+def _is_taken(path: Path) -> bool:
+    if not path.is_dir():
+        return os.path.lexists(path)
+    try:
+        return bool(list_versions(path))
+    except NotFound:  # no atlas, nor what a stopped build leaves
+        return any(path.iterdir())

@@ -1,18 +1,22 @@
 """Write rows and vectors of a collection to a file of the user's."""
 
+import errno
 import gzip
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from chromseek.data.errors import BadArgument, StorageError, printable
 from chromseek.search.collection import Collection
 
+Writer = Callable[[Collection, NDArray[np.int64], Path], None]
 ROWS = 65_536  # written at a time
 
 
@@ -33,21 +37,25 @@ def export(collection: Collection, path: Path, *, where: Any, overwrite: bool) -
             status=409,
         )
     ids = collection.where(where)
-    draft = path.with_name(f".{os.getpid()}-{path.name}")
+    draft = path.with_name(f".{uuid4().hex[:8]}-{path.name}")
     try:
         writer(collection, ids, draft)
         draft.replace(path)
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
         raise StorageError(
-            f"cannot write {printable(path)}: {error.strerror}", code="OUTPUT-WRITE", file=str(path),
-            fix="check the folder, its permissions and the space on the disk", exit_code=73,
-        ) from error  # fmt: skip
+            f"cannot write: {printable(error.strerror or error)}",
+            code="OUTPUT-WRITE",
+            file=str(path),
+            fix="check the folder, its permissions and the space on the disk",
+            exit_code=74 if full else 77 if isinstance(error, PermissionError) else 73,
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
     return len(ids)
 
 
-def writer_for(path: Path) -> Callable[[Collection, Any, Path], None]:
+def writer_for(path: Path) -> Writer:
     """The writer for a file's suffix. Raises BadArgument for another."""
     for suffix, writer in _WRITERS.items():
         if path.name.endswith(suffix):
@@ -60,7 +68,7 @@ def writer_for(path: Path) -> Callable[[Collection, Any, Path], None]:
     )
 
 
-def _parquet(collection: Collection, ids: Any, path: Path) -> None:
+def _parquet(collection: Collection, ids: NDArray[np.int64], path: Path) -> None:
     kind = pa.list_(pa.float32(), collection.vectors.dim)
     schema = collection.schema.append(pa.field("vector", kind))
     with pq.ParquetWriter(path, schema, compression="zstd") as out:
@@ -71,7 +79,7 @@ def _parquet(collection: Collection, ids: Any, path: Path) -> None:
             out.write_table(collection.get(part).append_column("vector", vectors).cast(schema))
 
 
-def _h5ad(collection: Collection, ids: Any, path: Path) -> None:
+def _h5ad(collection: Collection, ids: NDArray[np.int64], path: Path) -> None:
     from anndata import AnnData
 
     obs = collection.get(ids).to_pandas()
@@ -82,7 +90,7 @@ def _h5ad(collection: Collection, ids: Any, path: Path) -> None:
     AnnData(obs=obs, obsm={"X_chromseek": collection.vectors_of(ids)}).write_h5ad(path)
 
 
-def _bed(collection: Collection, ids: Any, path: Path) -> None:
+def _bed(collection: Collection, ids: NDArray[np.int64], path: Path) -> None:
     if collection.name != "regions":
         raise BadArgument(
             f"{collection.name} cannot be written as BED", code="OUTPUT-BED", fix="export regions, or choose .parquet"
@@ -93,8 +101,8 @@ def _bed(collection: Collection, ids: Any, path: Path) -> None:
         table.to_csv(out, sep="\t", header=False, index=False)
 
 
-def _text(separator: str) -> Callable[[Collection, Any, Path], None]:
-    def write(collection: Collection, ids: Any, path: Path) -> None:
+def _text(separator: str) -> Writer:
+    def write(collection: Collection, ids: NDArray[np.int64], path: Path) -> None:
         with open(path, "w", newline="") as out:
             for start in range(0, max(1, len(ids)), ROWS):
                 frame = collection.get(ids[start : start + ROWS]).to_pandas()
@@ -103,7 +111,7 @@ def _text(separator: str) -> Callable[[Collection, Any, Path], None]:
     return write
 
 
-_WRITERS: dict[str, Callable[[Collection, Any, Path], None]] = {
+_WRITERS: dict[str, Writer] = {
     ".parquet": _parquet,
     ".h5ad": _h5ad,
     ".bed": _bed,

@@ -20,6 +20,8 @@ from chromseek.search.transfer import kernel_weights, vote, weighted_mean
 if TYPE_CHECKING:
     from anndata import AnnData
 
+SHARES = 1 << 22  # shares of labels that are held at a time
+
 
 @dataclass(frozen=True)
 class Hits:
@@ -50,16 +52,15 @@ class Hits:
     @property
     def n_found(self) -> NDArray[np.int64]:
         """Hits per query, (q)."""
-        return self.found.sum(axis=1)
+        counts: NDArray[np.int64] = np.count_nonzero(self.found, axis=1)
+        return counts
 
     def to_arrow(self) -> pa.Table:
         """One row per hit: query, rank (from 1), id, score, and all metadata of the hit."""
         query, place = np.nonzero(self.found)
         metadata = self.take(self.rows[query, place], None)
         own = {
-            "query": pa.DictionaryArray.from_arrays(pa.array(query.astype(np.int32)), pa.array(self.queries)).cast(
-                pa.string()
-            ),
+            "query": pa.array(self.queries, pa.string()).take(pa.array(query)),
             "rank": pa.array(place + 1),
             "id": pa.array(self.ids[query, place]),
             "score": pa.array(self.scores[query, place]),
@@ -126,15 +127,25 @@ class Hits:
                 out[f"{name}_pred"], out[f"{name}_sd"] = weighted_mean(values, weights)
             else:
                 labels, codes = encode_labels(column)
-                winner, share, _ = vote(codes.reshape(self.ids.shape), weights, len(labels))
-                out[f"{name}_pred"] = np.where(winner >= 0, labels[winner], None) if len(labels) else None
+                winner, share = _votes(codes.reshape(self.ids.shape), weights, len(labels))
+                out[f"{name}_pred"] = np.append(labels, None)[winner]  # type: ignore[call-overload]
                 out[f"{name}_conf"] = share
         return pd.DataFrame(out, index=pd.Index(self.queries, name="query"))
 
 
+def _votes(
+    codes: NDArray[np.int64], weights: NDArray[np.float64], n_labels: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The winner of each query and its share, (q), (q), a part of the queries at a time."""
+    winner, share = np.empty(len(codes), np.int64), np.empty(len(codes))
+    step = max(1, SHARES // max(1, n_labels))
+    for start in range(0, len(codes), step):
+        part = slice(start, start + step)
+        winner[part], share[part], _ = vote(codes[part], weights[part], n_labels)
+    return winner, share
+
+
 def encode_labels(column: pa.ChunkedArray) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
     """A column of text as sorted labels (c) and codes (n), -1 for null."""
-    flat = column.cast(pa.string()).combine_chunks()
-    flat = flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
-    codes, labels = pd.factorize(flat.to_pandas(), sort=True)
+    codes, labels = pd.factorize(column.cast(pa.string()).to_pandas(), sort=True)
     return np.asarray(labels, dtype=object), codes.astype(np.int64)

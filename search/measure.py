@@ -1,17 +1,14 @@
 """How good answers are: recall against exact search, and a sanity score for each direction of search."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.stats import rankdata
 
 from chromseek.data.tokens import TokenSets
-
-if TYPE_CHECKING:
-    from chromseek.search.atlas import Collection
+from chromseek.indexer.vectors import Vectors
 
 CHANCE = 0.55  # a sanity score up to here is no better than guessing
 N_SETS, N_REGIONS = 400, 1_000  # sampled for the sanity scores
@@ -27,16 +24,15 @@ def recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
     return float(np.mean(shares)) if shares else 1.0
 
 
-def choose_probes(collection: "Collection", *, target: float = 0.99, k: int = 10) -> tuple[int, float]:
+def choose_probes(vectors: Vectors, *, target: float = 0.99, k: int = 10) -> tuple[int, float]:
     """The fewest probed lists that reach a recall of `target` on stored rows, and the recall measured with them."""
-    vectors = collection.vectors
-    rng = np.random.default_rng(0)
-    rows = np.sort(rng.choice(len(vectors), min(len(vectors), N_QUERIES), replace=False))
-    queries = vectors.get(rows)
-    truth = vectors.exact(queries, k + 1)[0][:, 1:]  # without the row itself
-    n_probe, reached = 8, 0.0
+    rows = np.random.default_rng(0).permutation(len(vectors))[: 2 * N_QUERIES]
+    queries = vectors.get(np.sort(rows))
+    queries = queries[queries.any(axis=1)][:N_QUERIES]  # an empty set is as far from all
+    truth = vectors.exact(queries, k + 1)[0]  # the row itself, and k others
+    n_probe = 8
     while True:
-        reached = recall(vectors.probed(queries, k + 1, n_probe)[0], truth)
+        reached = (recall(vectors.probed(queries, k + 1, n_probe)[0], truth) * (k + 1) - 1) / k
         if reached >= target or n_probe >= vectors.n_lists:
             return min(n_probe, vectors.n_lists), round(reached, 4)
         n_probe = int(n_probe * 1.5)
@@ -58,25 +54,22 @@ def sanity(samples: Mapping[str, tuple[TokenSets, NDArray[np.float32]]], n_token
     scores: dict[str, float | None] = {}
     for source, (_, queries) in samples.items():
         for target, (_, vectors) in samples.items():
-            if min(len(queries), len(vectors)) < MIN_ROWS:
-                scores[f"{source} → {target}"] = None
-                continue
-            across = source == "regions" and target == "regions"
-            related = (
-                profiles[source][1] @ profiles[target][1].T if across else profiles[source][0] @ profiles[target][0].T
-            ).toarray()
-            scores[f"{source} → {target}"] = _mean_auc(queries @ vectors.T, related, same=source == target)
+            score = None
+            if min(len(queries), len(vectors)) >= MIN_ROWS:
+                a, b = profiles[source], profiles[target]
+                by = int(source == target == "regions")  # which share no token: they are alike in who has them
+                score = mean_auc(queries @ vectors.T, (a[by] @ b[by].T).toarray(), same=source == target)
+            scores[f"{source} → {target}"] = score
     return scores
 
 
 def _profiles(
     name: str, sets: TokenSets, everything: TokenSets, idf: NDArray[np.float32]
-) -> tuple[sparse.csr_matrix, sparse.csr_matrix | None]:
-    """Unit rows over tokens; for regions also unit rows over the sampled sets that have them."""
-    rows = _unit_rows(sets.to_csr(len(idf)) @ sparse.diags(idf))
-    if name != "regions":
-        return rows, None
-    return rows, _unit_rows((sets.to_csr(len(idf)) @ everything.to_csr(len(idf)).T).tocsr())
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Unit rows over tokens and, for regions only, unit rows over the sampled sets that have them."""
+    binary = sets.to_csr(len(idf))
+    rows = _unit_rows(binary @ sparse.diags(idf))
+    return rows, _unit_rows((binary @ everything.to_csr(len(idf)).T).tocsr()) if name == "regions" else rows
 
 
 def _unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -84,20 +77,19 @@ def _unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     return (sparse.diags(1 / np.maximum(norms, 1e-12)) @ matrix).tocsr()
 
 
-def _mean_auc(scores: NDArray[np.float32], shared: NDArray[np.floating], *, same: bool) -> float | None:
+def mean_auc(scores: NDArray[np.float32], shared: NDArray[np.floating[Any]], *, same: bool) -> float | None:
     """The mean AUC over queries, (q, t) and (q, t); with `same`, a query is not its own target."""
     related = shared - shared.mean(axis=1, keepdims=True) - shared.mean(axis=0, keepdims=True)
     related[shared <= 0] = -np.inf
-    if same:
-        np.fill_diagonal(related, -np.inf)
     areas = []
-    for query in range(len(scores)):
-        targets = np.delete(np.arange(scores.shape[1]), query) if same else np.arange(scores.shape[1])
-        truth, score = related[query, targets], scores[query, targets]
-        n_top = min(max(1, len(targets) // 10), int(np.isfinite(truth).sum()))
+    for query, (truth, score) in enumerate(zip(related, scores, strict=True)):
+        if same:
+            truth, score = np.delete(truth, query), np.delete(score, query)
+        n_top = min(max(1, len(truth) // 10), int(np.isfinite(truth).sum()))
         if n_top == 0:
             continue
-        top = np.argpartition(-truth, n_top - 1)[:n_top]
-        ranks = rankdata(score)[top].sum()
-        areas.append((ranks - n_top * (n_top + 1) / 2) / (n_top * (len(targets) - n_top)))
+        order = np.argpartition(-truth, n_top - 1)
+        top, others = score[order[:n_top]], np.sort(score[order[n_top:]])
+        below = np.searchsorted(others, top, "left") + np.searchsorted(others, top, "right")  # a tie is half a win
+        areas.append(below.mean() / (2 * len(others)))
     return round(float(np.mean(areas)), 4) if areas else None

@@ -96,7 +96,8 @@ def styles(families: Mapping[str, str]) -> Style:
         hue = HUES[number % len(HUES)]
         for place, label in enumerate(labels):
             step = place / max(1, len(labels) - 1)
-            colour = _mix(hue, "#000000", 0.35 * (1 - 2 * step)) if step < 0.5 else _mix(hue, "#FFFFFF", step - 0.5)
+            light = _mix(hue, "#FFFFFF", (step - 0.5) * min(1.0, len(labels) / 4))
+            colour = _mix(hue, "#000000", 0.35 * (1 - 2 * step)) if step < 0.5 else light
             chosen[label] = (colour if len(labels) > 1 else hue, MARKERS[place % len(MARKERS)])
     return chosen
 
@@ -120,16 +121,16 @@ def label_maps(
     figure = _figure(6.6 * len(panels), 7.9)
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     figure.subplots_adjust(left=0.02, right=0.98, top=0.87, bottom=0.2, wspace=0.04)
-    behind = np.asarray(background_labels, object)
+    behind, size = np.asarray(background_labels, object), _size(len(points) + len(background))
     for axes, (name, labels) in zip(all_axes, panels.items(), strict=True):
         shown = np.asarray(labels, object)
         for label, (colour, _) in style.items():
-            axes.scatter(*background[behind == label].T, s=7, c=_mix(colour, "#FFFFFF", 0.72), linewidths=0)
+            axes.scatter(*background[behind == label].T, s=size / 2, c=_mix(colour, "#FFFFFF", 0.72), linewidths=0)
         for label, (colour, marker) in style.items():
-            axes.scatter(*points[shown == label].T, s=13, c=colour, marker=marker, linewidths=0)
+            axes.scatter(*points[shown == label].T, s=size, c=colour, marker=marker, linewidths=0)
         _frame(axes, name)
         _write_labels(figure, axes, points, shown, dark)
-    figure.suptitle(title, fontsize=15, fontweight="bold", color=INK, y=0.965)
+    figure.suptitle(_plain(title), fontsize=15, fontweight="bold", color=INK, y=0.965)
     _family_legend(figure, style, families)
     figure.savefig(path, dpi=120)
 
@@ -151,15 +152,16 @@ def confidence_map(
     figure = _figure(13.2, 6.9, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12, wspace=0.04)
     axes, bars = figure.subplots(1, 2, width_ratios=(1.9, 1))
-    axes.scatter(*background.T, s=7, c=GREY, linewidths=0)
+    size = _size(len(points) + len(background))
+    axes.scatter(*background.T, s=size / 2, c=GREY, linewidths=0)
     order = np.argsort(-confidence)  # the doubtful on top
-    dots = axes.scatter(*points[order].T, s=13, c=confidence[order], cmap="viridis", vmin=0, vmax=1, linewidths=0)
+    dots = axes.scatter(*points[order].T, s=size, c=confidence[order], cmap="viridis", vmin=0, vmax=1, linewidths=0)
     _frame(axes, "cells of the query (the atlas in grey)")
     scale = figure.colorbar(dots, ax=axes, fraction=0.03, pad=0.01, aspect=35)
     scale.set_label("confidence: share of the neighbours' vote", color=INK)
     scale.outline.set_visible(False)
     _reliability(bars, *right)
-    figure.suptitle(title, fontsize=15, fontweight="bold", color=INK)
+    figure.suptitle(_plain(title), fontsize=15, fontweight="bold", color=INK)
     figure.savefig(path, dpi=120)
 
 
@@ -181,8 +183,9 @@ def confusion(
         value = percent[row, column]
         colour = "white" if value > 55 else INK
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(range(len(labels)), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
-    names = [f"{label}  ({total:,})" for label, total in zip(labels, totals.tolist(), strict=True)]
+    shown = [_plain(label) for label in labels]
+    axes.set_xticks(range(len(labels)), shown, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
+    names = [f"{label}  ({total:,})" for label, total in zip(shown, totals.tolist(), strict=True)]
     axes.set_yticks(range(len(labels)), names, fontsize=9)
     axes.set_xlabel("predicted", fontsize=11, color=INK)
     axes.set_ylabel("true (cells)", fontsize=11, color=INK)
@@ -195,7 +198,7 @@ def confusion(
     scale = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=35)
     scale.set_label("% of the cells of the true type", color=INK)
     scale.outline.set_visible(False)
-    figure.suptitle(title, fontsize=14, fontweight="bold", color=INK)
+    figure.suptitle(_plain(title), fontsize=14, fontweight="bold", color=INK)
     figure.savefig(path, dpi=120)
 
 
@@ -213,6 +216,17 @@ def confusion_counts(true: Sequence[str], predicted: Sequence[str], labels: Sequ
     return counts
 
 
+def _size(n: int) -> float:
+    """The area of a dot where n are drawn."""
+    return float(np.clip(60_000 / max(1, n), 12, 30))
+
+
+def _plain(text: object) -> str:
+    """Keep a user's text from being read as a formula, or as a label to hide."""
+    safe = str(text).replace("$", r"\$")
+    return f" {safe}" if safe.startswith("_") else safe
+
+
 def _figure(width: float, height: float, layout: str | None = None) -> Any:
     from matplotlib.figure import Figure  # not pyplot: no global state, no window, any thread
 
@@ -227,7 +241,7 @@ def _mix(colour: str, other: str, share: float) -> str:
 
 
 def _frame(axes: Any, name: str) -> None:
-    axes.set_title(name, fontsize=12, color=INK)
+    axes.set_title(_plain(name), fontsize=12, color=INK)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_color("#BBBBBB")
@@ -267,8 +281,9 @@ def _family_legend(figure: Any, style: Style, families: Mapping[str, str]) -> No
         ]
         place = ((number + 0.5) / len(names), 0.185)
         figure.legend(
-            dots, members, title=family, loc="upper center", bbox_to_anchor=place, frameon=False,
+            dots, [_plain(label) for label in members], title=_plain(family), loc="upper center", bbox_to_anchor=place,
             fontsize=9.5, title_fontproperties={"weight": "bold", "size": 10.5}, handletextpad=0.2, labelspacing=0.3,
+            frameon=False,
         )  # fmt: skip
 
 
@@ -290,7 +305,7 @@ def _write_labels(
         mine = points[labels == label]
         if len(mine):
             halo = [withStroke(linewidth=3, foreground="white")]
-            texts.append(axes.text(*np.median(mine, axis=0), label, color=colour, path_effects=halo, **font))
+            texts.append(axes.text(*np.median(mine, axis=0), _plain(label), color=colour, path_effects=halo, **font))
     figure.draw_without_rendering()
     inside = axes.get_window_extent()
     boxes = np.array([text.get_window_extent().extents for text in texts]).reshape(-1, 4)

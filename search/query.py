@@ -1,23 +1,28 @@
 """A question in any form becomes vectors: one row per query, with its name, coverage and, if it has no answer, why."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from chromseek.data.errors import BadArgument, NotFound, printable
+from chromseek.data.inputs import file_identity
 from chromseek.data.regions import Regions, is_region_text
 from chromseek.data.sources import ReadOptions, Source, bed_sources, cell_sources
 from chromseek.data.tokens import TokenSets
 from chromseek.encoder.base import Encoder, Kind, unit
+from chromseek.indexer.schemas import conform, join_schemas
 
-STORED = re.compile(r"(cells|regions|beds):(\d+(?:,\d+)*)")
-CELL_FILE = re.compile(r"\.h5ad$|fragments?.*\.gz$|\.tsv(\.gz|\.bgz)?$|fragments?\.bed$", re.IGNORECASE)
+STORED = re.compile(r"(cells|regions|beds):([0-9]+(?:,[0-9]+)*)")
+CELL_FILE = re.compile(r"\.(h5ad|h5)$|\.tsv(\.b?gz)?$|fragments?(\.bed|\.txt)?(\.b?gz)?$", re.IGNORECASE)
+LEAST = 1e-3  # of a vector's length must be left when something is taken off; what is less is rounding
 StoredVectors = Callable[[str, Sequence[int]], tuple[NDArray[np.float32], list[str]]]
 
 
@@ -44,19 +49,18 @@ def resolve(query: Any, encoder: Encoder, collection: str, stored: StoredVectors
 
     A path is read by its kind (h5ad and fragments: cells; BED: one set); `chr1:1000-2000` is a region, a list of
     these as many; a frame with chrom, start, end or a pyranges object is one BED set; whole numbers are ids stored
-    in the searched collection and `beds:3` is one of another; an array of floats is vectors; AnnData is cells.
-    Raises BadArgument for anything else.
+    in the searched collection and `beds:3` is one of another; an array of floats is vectors; AnnData is cells; a
+    mapping is queries by name. Raises BadArgument for anything else.
     """
     if isinstance(query, Question):
         return query
+    if isinstance(query, pd.Series | pd.Index):
+        query = query.to_numpy()
+    if isinstance(query, np.ndarray) and query.dtype.kind in "OUST":
+        query = query.tolist()
     ids = stored_ids(query, collection)
     if ids is not None:
-        where, numbers = ids
-        vectors, names = stored(where, numbers)
-        nothing = np.full(len(names), np.nan, np.float32)
-        key = (where, np.asarray(numbers, np.int64))
-        described = {"stored": where, "ids": list(numbers)}
-        return _explained(Question(None, vectors, tuple(names), nothing, stored=key, described=described))
+        return from_stored(*ids, stored)
     if isinstance(query, np.ndarray):
         return from_vectors(query, encoder.dim)
     texts = [query] if isinstance(query, str) else query
@@ -68,15 +72,17 @@ def resolve(query: Any, encoder: Encoder, collection: str, stored: StoredVectors
         return from_path(Path(query), encoder, read)
     if isinstance(query, pd.DataFrame) or hasattr(query, "df"):
         return from_sources(bed_sources(query, read, assembly=encoder.universe.assembly), encoder, "bed", "frame")
-    if isinstance(query, Mapping):
-        return joined([named(resolve(q, encoder, collection, stored, read), n) for n, q in query.items()])
-    if isinstance(query, Sequence) and len(query):
+    if isinstance(query, Mapping) and query:
+        return joined([named(resolve(q, encoder, collection, stored, read), str(n)) for n, q in query.items()])
+    if isinstance(query, Sequence) and query:
         return joined([resolve(q, encoder, collection, stored, read) for q in query])
     raise BadArgument(
-        f"cannot search with a {type(query).__name__}" + (" that is empty" if isinstance(query, Sequence) else ""),
+        f"cannot search with a {type(query).__name__}"
+        + (" that is empty" if isinstance(query, Sequence | Mapping) else ""),
         code="QUERY-KIND",
         got=type(query).__name__,
-        fix="give a path (h5ad, fragments, BED), AnnData, a frame or pyranges object, chr1:1000-2000, ids, or vectors",
+        fix="give a path (h5ad, fragments, BED), AnnData, a frame or pyranges object, chr1:1000-2000, ids, "
+        "or a numpy array of vectors",
     )
 
 
@@ -84,14 +90,23 @@ def stored_ids(query: Any, collection: str) -> tuple[str, list[int]] | None:
     """The collection and ids that a query names, if it is of that form."""
     if isinstance(query, str) and (match := STORED.fullmatch(query.strip())):
         return match[1], [int(n) for n in match[2].split(",")]
-    if isinstance(query, int | np.integer) and not isinstance(query, bool):
-        return collection, [int(query)]
-    if isinstance(query, np.ndarray) and query.dtype.kind in "iu" and query.ndim == 1:
-        return collection, query.tolist()
-    whole = isinstance(query, Sequence) and not isinstance(query, str)
-    if whole and len(query) and all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in query):
-        return collection, [int(n) for n in query]
+    if isinstance(query, np.ndarray) and query.dtype.kind in "iu" and query.ndim <= 1 and query.size:
+        return collection, query.ravel().tolist()
+    items = query if isinstance(query, Sequence) and not isinstance(query, str) else [query]
+    if items and all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in items):
+        return collection, [int(n) for n in items]
     return None
+
+
+def from_stored(collection: str, ids: list[int], stored: StoredVectors) -> Question:
+    """Rows of a collection of the atlas. Raises NotFound for an unknown id."""
+    far = [number for number in ids if not 0 <= number < 1 << 63]
+    if far:
+        raise NotFound(f"no row {far[0]} in {collection}", code="ID", got=far[0], fix="ids are those that hits show")
+    vectors, names = stored(collection, ids)
+    key = (collection, np.asarray(ids, np.int64))
+    described = {"stored": collection, "ids": ids}
+    return _explained(Question(None, vectors, tuple(names), _unknown(len(ids)), stored=key, described=described))
 
 
 def from_vectors(array: NDArray[Any], dim: int) -> Question:
@@ -123,9 +138,14 @@ def from_vectors(array: NDArray[Any], dim: int) -> Question:
             fix="leave such vectors out",
         )
     names = tuple(f"vector{i}" for i in range(len(vectors)))
-    peak = np.abs(vectors).max(axis=1, keepdims=True)  # so that the square of a large number does not overflow
-    coverage = np.full(len(vectors), np.nan, np.float32)
-    return Question(None, unit(vectors / peak), names, coverage, described={"vectors": list(vectors.shape)})
+    peak = np.abs(vectors).max(axis=1, keepdims=True)  # so that squares neither overflow nor vanish
+    described = {"vectors": list(vectors.shape)}
+    return Question(None, unit(vectors / peak), names, _unknown(len(vectors)), described=described)
+
+
+def _unknown(n: int) -> NDArray[np.float32]:
+    """The coverage of what was no regions, (n)."""
+    return np.full(n, np.nan, np.float32)
 
 
 def from_regions(texts: list[str], encoder: Encoder) -> Question:
@@ -144,7 +164,7 @@ def from_regions(texts: list[str], encoder: Encoder) -> Question:
 
 def from_path(path: Path, encoder: Encoder, read: ReadOptions) -> Question:
     """A file of cells gives a query per cell, a BED file one."""
-    if not path.exists():
+    if not os.path.exists(path):  # which has no trouble with any text
         raise NotFound(
             f"no such file: {printable(path)}",
             code="QUERY-FILE",
@@ -159,40 +179,55 @@ def from_path(path: Path, encoder: Encoder, read: ReadOptions) -> Question:
             fix="give one file, or a list of BED files",
         )
     assembly = encoder.universe.assembly
+    described = file_identity(path) | ({"read": chosen} if (chosen := _chosen(read)) else {})
     if CELL_FILE.search(path.name):
-        return from_sources(cell_sources(path, read, assembly=assembly), encoder, "cell", str(path))
-    return from_sources(bed_sources([path], read, assembly=assembly), encoder, "bed", str(path))
+        question = from_sources(cell_sources(path, read, assembly=assembly), encoder, "cell", str(path))
+    else:
+        question = from_sources(bed_sources([path], read, assembly=assembly), encoder, "bed", str(path))
+    return replace(question, described=described)
 
 
-def from_sources(sources: Sequence[Source], encoder: Encoder, kind: Kind, described: str) -> Question:
-    """Read and encode all sets of the sources, block by block."""
-    vectors, names, coverage, reasons, metadata = [], [], [], {}, []
+def _chosen(read: ReadOptions) -> dict[str, Any]:
+    """The options of reading that are not as usual, as JSON."""
+    usual = asdict(ReadOptions())
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(read).items()
+        if value != usual[name]
+    }
+
+
+def from_sources(sources: Sequence[Source], encoder: Encoder, kind: Kind, label: str) -> Question:
+    """Read and encode all sets of the sources, block by block; `label` says in the receipt what they are."""
+    parts: list[Question] = []
+    metadata: list[tuple[str, pa.Table]] = []
     for source in sources:
         for block in source.blocks(encoder.universe):
             part = Question(kind, encoder.encode(block.sets, kind), tuple(block.names), block.coverage)
-            for place, reason in _explained(part, block.sets).reasons.items():
-                reasons[len(names) + place] = reason
-            vectors.append(part.vectors)
-            names += block.names
-            coverage.append(block.coverage)
-            metadata.append(block.metadata.to_pandas())
-    if not names:
+            parts.append(_explained(part, block.sets))
+            metadata.append((source.label, block.metadata))
+    if not parts:
         raise BadArgument(
-            f"no cells or regions in {printable(described)}",
+            f"no cells or regions in {printable(label)}",
             code="QUERY-EMPTY",
-            file=described,
+            file=label,
             fix="check that this is the file you meant",
         )
-    return Question(
-        kind,
-        np.concatenate(vectors),
-        tuple(names),
-        np.concatenate(coverage),
-        reasons,
-        metadata=pd.concat(metadata, ignore_index=True),
+    return replace(
+        joined(parts),
+        metadata=_one_table(metadata),
         notes=tuple(note for source in sources for note in source.notes),
-        described={"path": described},
+        described={"source": label},
     )
+
+
+def _one_table(tables: Sequence[tuple[str, pa.Table]]) -> pd.DataFrame:
+    """Tables of several blocks or files as one frame; columns are joined by name."""
+    schema = join_schemas([(label, table.schema) for label, table in tables], reserved=())
+    if len(schema) == 0:  # a table without columns forgets its rows
+        return pd.DataFrame(index=range(sum(len(table) for _, table in tables)))
+    frame: pd.DataFrame = pa.concat_tables([conform(table, schema) for _, table in tables]).to_pandas()
+    return frame
 
 
 def centroid(question: Question, name: str = "centroid") -> tuple[Question, float]:
@@ -201,53 +236,87 @@ def centroid(question: Question, name: str = "centroid") -> tuple[Question, floa
     Coherence is the mean cosine of the members to their centroid: 1 for identical ones, near 0 for a mixture.
     """
     members = question.vectors[question.vectors.any(axis=1)]
-    mean = unit(members.mean(axis=0, keepdims=True)) if len(members) else question.vectors[:1] * 0
-    coherence = float((members @ mean[0]).mean()) if len(members) else 0.0
+    vectors, coherence = question.vectors[:1] * 0, 0.0
+    reason = next(iter(question.reasons.values()), "no member has a vector")
+    if len(members):
+        mean = members.mean(axis=0, keepdims=True)
+        reason = "the members point in all directions: they have no centre"
+        if np.linalg.norm(mean) > LEAST:
+            vectors = unit(mean)
+            coherence = float((members @ vectors[0]).mean())
     known = question.coverage[np.isfinite(question.coverage)]
     coverage = np.array([known.mean() if len(known) else np.nan], np.float32)
     described = {"centroid of": question.described, "n": len(question), "coherence": round(coherence, 4)}
-    whole = Question(question.kind, mean, (name,), coverage, notes=question.notes, described=described)
-    return _explained(whole), coherence
+    reasons = {} if vectors.any() else {0: reason}
+    return Question(
+        question.kind, vectors, (name,), coverage, reasons, notes=question.notes, described=described
+    ), coherence
 
 
 def unlike(question: Question, other: Question) -> Question:
     """Each query moved away from the centroid of others: the unit vector of q - (q·o) o, where o is that centroid.
 
     What the query shares with the others is taken out, so hits are like the query in what sets it apart.
+    Raises BadArgument when the others have no centroid.
     """
     away, _ = centroid(other)
+    if not away.vectors.any():
+        raise BadArgument(
+            f"nothing to be unlike: {away.reasons[0]}",
+            code="UNLIKE-EMPTY",
+            got=other.names[0],
+            fix="give cells, regions or BED sets that the atlas can place",
+        )
     o = away.vectors[0]
-    vectors = unit(question.vectors - (question.vectors @ o)[:, None] * o)
+    rest = question.vectors - (question.vectors @ o)[:, None] * o
+    rest[np.linalg.norm(rest, axis=1) < LEAST] = 0
+    reasons = dict(question.reasons)
+    for place in np.flatnonzero(~rest.any(axis=1)).tolist():
+        reasons.setdefault(place, "nothing sets it apart from what it should be unlike")
     described = {"like": question.described, "unlike": other.described}
-    return _explained(replace(question, vectors=vectors, reasons=dict(question.reasons), described=described))
+    notes = (*question.notes, *other.notes)
+    return replace(question, vectors=unit(rest), reasons=reasons, notes=notes, described=described)
 
 
 def named(question: Question, name: str) -> Question:
     """A query under the name that the user gave it; many keep their own behind it."""
     names = (name,) if len(question) == 1 else tuple(f"{name}/{own}" for own in question.names)
-    return replace(question, names=names)
+    return replace(question, names=names, described={"named": name, "query": question.described})
 
 
 def joined(questions: Sequence[Question]) -> Question:
-    """Several questions of one kind as one."""
-    kinds = {question.kind for question in questions}
-    if len(kinds) > 1:
+    """Several questions of one kind as one. Raises BadArgument where kinds are mixed."""
+    first = questions[0]
+    if any(_sort(question) != _sort(first) for question in questions):
         raise BadArgument(
             "a list of queries must be of one kind", code="QUERY-MIXED", fix="search with each kind by itself"
         )
-    reasons, first = {}, 0
+    if len(questions) == 1:
+        return first
+    reasons: dict[int, str] = {}
+    n = 0
     for question in questions:
-        reasons.update({first + place: reason for place, reason in question.reasons.items()})
-        first += len(question)
+        reasons |= {n + place: reason for place, reason in question.reasons.items()}
+        n += len(question)
+    stored = [question.stored for question in questions if question.stored is not None]
+    frames = [question.metadata for question in questions if question.metadata is not None]
+    tables = [(f"query {place + 1}", pa.Table.from_pandas(frame)) for place, frame in enumerate(frames)]
     return Question(
-        questions[0].kind,
-        np.concatenate([q.vectors for q in questions]),
-        tuple(name for q in questions for name in q.names),
-        np.concatenate([q.coverage for q in questions]),
+        first.kind,
+        np.concatenate([question.vectors for question in questions]),
+        tuple(name for question in questions for name in question.names),
+        np.concatenate([question.coverage for question in questions]),
         reasons,
-        notes=tuple(note for q in questions for note in q.notes),
-        described=[q.described for q in questions],
+        stored=(stored[0][0], np.concatenate([ids for _, ids in stored])) if stored else None,
+        metadata=_one_table(tables) if len(frames) == len(questions) else None,
+        notes=tuple(dict.fromkeys(note for question in questions for note in question.notes)),
+        described=[question.described for question in questions],
     )
+
+
+def _sort(question: Question) -> tuple[Kind | None, str | None]:
+    """What queries must have in common to be asked together: their kind, and the collection that holds them."""
+    return question.kind, None if question.stored is None else question.stored[0]
 
 
 def _explained(question: Question, sets: TokenSets | None = None) -> Question:

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 def kernel_weights(distances: NDArray[np.floating], found: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Weigh neighbours by exp(-d / mean d of the query's own neighbours), (q, k); absent places weigh 0.
 
-    The kernel is scale-free: multiplying all distances by a number changes nothing, and a duplicate at
-    distance 0 weighs at most e times the average neighbour, so it cannot outvote the others alone.
+    The kernel is scale-free: multiplying all distances by a number changes nothing. A duplicate at distance 0 weighs
+    at most e times the average neighbour (itself among them), so that of six or more it cannot outvote the others.
     """
     d = np.where(found, np.maximum(distances, 0), 0).astype(np.float64)
     mean = d.sum(axis=1, keepdims=True) / np.maximum(found.sum(axis=1, keepdims=True), 1)

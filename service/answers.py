@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from pydantic_core import to_json
 
 from chromseek.search.atlas import Atlas
 from chromseek.search.hits import Hits
+from chromseek.search.query import Question
 from chromseek.service.asking import AskedAnnotate, AskedSearch, check_size, query_question, question_of
-from chromseek.service.models import MAX_CELLS, MAX_HITS, MAX_K, MAX_QUERIES, SearchRequest
+from chromseek.service.models import MAX_CELLS, MAX_HITS, MAX_K, MAX_QUERIES, MAX_VOTES, SearchRequest
 
 MAX_BODY = 2_000_000  # bytes of JSON
 MAX_UPLOAD = 200_000_000  # bytes of a form
@@ -47,22 +49,34 @@ def annotate(atlas: Atlas, asked: AskedAnnotate, folder: Path | None) -> Respons
     options = asked.options
     labels = list(dict.fromkeys(options.labels))
     question = question_of(atlas, "cells", asked, folder)
-    check_size(len(question), MAX_CELLS, "cells", "send fewer cells, or annotate in Python")
-    written = atlas.annotate(question, labels, k=options.k, where=options.where, exclude_same=options.exclude_same)
+    fix = "send fewer cells, or annotate in Python"
+    check_size(len(question), MAX_CELLS, "cells", fix)
+    check_size(len(question) * options.k, MAX_VOTES, "neighbours", fix)
     names = [f"{label}_{part}" for label in labels for part in ("pred", "conf", "sd")]
-    receipt = json.loads(written.uns["chromseek"]["receipt"])
+    written = atlas.annotate(
+        _numbered(question, names), labels, k=options.k, where=options.where, exclude_same=options.exclude_same
+    )
+    nothing = written.obs[[f"{label}_pred" for label in labels]].isna().all(axis=1).tolist()
+    reasons = [question.reasons.get(n, "no neighbour has a value" if none else None) for n, none in enumerate(nothing)]
     return _json(
         {
             "version": atlas.version,
             "queries": question.names,
             "coverage": _plain(question.coverage),
-            "reasons": [question.reasons.get(place) for place in range(len(question))],
+            "reasons": reasons,
             "predictions": {
                 name: _plain(written.obs[name].to_numpy()) for name in names if name in written.obs.columns
             },
-            "receipt": receipt | {"atlas": atlas.path.name},
+            "receipt": json.loads(written.uns["chromseek"]["receipt"]) | {"atlas": atlas.path.name},
         }
     )
+
+
+def _numbered(question: Question, names: Sequence[str]) -> Question:
+    """Queries named by their place, since obs wants names without repeats, and without old columns of these names."""
+    metadata = question.metadata
+    kept = None if metadata is None else metadata.drop(columns=list(names), errors="ignore")
+    return replace(question, names=tuple(map(str, range(len(question)))), metadata=kept)
 
 
 def info(atlas: Atlas, max_upload: int) -> Response:
@@ -76,6 +90,7 @@ def info(atlas: Atlas, max_upload: int) -> Response:
         "queries": MAX_QUERIES,
         "hits": MAX_HITS,
         "cells": MAX_CELLS,
+        "neighbours": MAX_VOTES,
         "body_bytes": MAX_BODY,
         "upload_bytes": max_upload,
     }

@@ -90,9 +90,14 @@ def gc(
     atlas: o.AtlasPath,
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
-    keep: Annotated[int, typer.Option("--keep", metavar="N", min=1, help="Newest versions to keep.")] = 2,
+    keep: Annotated[
+        int, typer.Option("--keep", metavar="N", callback=o.within(1), help="Newest versions to keep.")
+    ] = 2,
     grace_hours: Annotated[
-        float, typer.Option("--grace-hours", metavar="H", min=0, help="Keep what was in use within these hours.")
+        float,
+        typer.Option(
+            "--grace-hours", metavar="H", callback=o.within(0), help="Keep what was in use within these hours."
+        ),
     ] = 24.0,
     json: o.Json = False,
 ) -> None:
@@ -123,14 +128,16 @@ def serve(
     atlas: o.AtlasPath,
     *,
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="A loopback address.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65_535, help="0: any free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", callback=o.within(0, 65_535), help="0: any free one.")
+    ] = 8000,
     threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", min=1, max=o.MAX_THREADS, help="Else one per core.")
+        int | None, typer.Option("--threads", metavar="N", callback=o.within(1, 256), help="Else one per core.")
     ] = None,
 ) -> None:
     """Answer over HTTP, on this machine only.
 
-    The API is described at /docs.
+    The API is described at /openapi.json.
     """
     from chromseek.service.app import serve as serve_atlas
 

@@ -64,11 +64,13 @@ def build(
     genes: Annotated[
         Path | None, typer.Option("--genes", metavar="GTF|BED", help="Genes: regions get the nearest one.")
     ] = None,
-    dim: Annotated[int, typer.Option("--dim", metavar="N", min=2, max=4096, help="Width of the vectors.")] = 64,
+    dim: Annotated[
+        int, typer.Option("--dim", metavar="N", callback=o.within(2, 4096), help="Width of the vectors.")
+    ] = 64,
     drop_tokens: Annotated[
         bool, typer.Option("--drop-tokens", help="Do not keep the cells' regions: smaller, but no other encoder later.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", callback=o.within(0), help="Of everything random.")] = 0,
     check: Annotated[bool, typer.Option("--check", help="Only say what would be read, and what it takes.")] = False,
     liftover: o.Liftover = None,
     rename_chroms: o.RenameChroms = None,
@@ -93,7 +95,7 @@ def build(
 
 
 def _check(path: Path, inputs: dict[str, Any], json: bool) -> None:
-    from chromseek.search.atlas import plan_build
+    from chromseek.search.build_plan import plan_build
     from chromseek.search.estimate import estimate
     from chromseek.service.summary import estimate_lines
 
@@ -111,9 +113,9 @@ def _build(path: Path, inputs: dict[str, Any], json: bool) -> None:
     from chromseek.search.atlas import build as build_atlas
 
     def left() -> str:
-        if list_versions(path):
-            return "the atlas is there and can be searched; recall and sanity were not measured (Atlas.calibrate())"
-        return "no atlas is there yet; the same command goes on where it stopped"
+        committed = (path / "manifests").is_dir() and list_versions(path)
+        state = "the atlas is there, but not measured" if committed else "no atlas is there"
+        return f"{state} yet; the same command goes on where it stopped"
 
     with if_stopped(left):
         _summarised(path, lambda: build_atlas(path, **inputs), json, "built")

@@ -60,7 +60,8 @@ def search(
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every row, not the nearest lists.")] = False,
     exclude_same: o.ExcludeSame = None,
     max_distance: Annotated[
-        float | None, typer.Option("--max-distance", metavar="D", min=0, max=2, help="Only hits with 1 - score <= D.")
+        float | None,
+        typer.Option("--max-distance", metavar="D", callback=o.within(0, 2), help="Only hits with 1 - score <= D."),
     ] = None,
     centroid: Annotated[bool, typer.Option("--centroid", help="All queries as one: their mean.")] = False,
     unlike: Annotated[
@@ -91,13 +92,14 @@ def search(
     read = ReadOptions(rename_chroms, on_bad_line, layer, liftover=liftover)
     with open_atlas(atlas, version=version) as opened:
         chosen = opened.collection(collection)
-        asked, other = (resolved(chosen, texts, read) if texts else None for texts in (query, unlike))
+        asked = resolved(chosen, query, read)
+        other = resolved(chosen, unlike, read) if unlike else None
         began = time.perf_counter()
         hits = chosen.search(
             asked, k, where=where, exact=exact, exclude_same=exclude_same, max_distance=max_distance,
             centroid=centroid, unlike=other,
         )  # fmt: skip
-        tell_about(hits, time.perf_counter() - began, worries(opened, collection, asked and asked.kind))
+        tell_about(hits, time.perf_counter() - began, worries(opened, collection, asked.kind))
         answer(hits, out, receipt, json)
 
 
@@ -169,9 +171,10 @@ def as_json(hits: "Hits") -> dict[str, Any]:
 def hit_columns(hits: "Hits") -> dict[str, list[Any]]:
     """Hits as columns, those first that people look at first; the query only when there are several."""
     table = hits.to_arrow()
-    names = [name for name in table.column_names if name != "query" or len(hits) > 1]
-    late = ("dataset", "n_tokens", "n_fragments", "coverage", "chrom", "start", "end", "md5")
-    return {name: table[name].to_pylist() for name in sorted(names, key=late.__contains__)}
+    first = ["query"] * (len(hits) > 1) + ["rank", "score", "id"]
+    last = ["dataset", "n_tokens", "n_fragments", "coverage", "chrom", "start", "end", "md5"]
+    users = [name for name in table.column_names if name not in {"query", *first, *last}]
+    return {name: table[name].to_pylist() for name in (*first, *users, *last) if name in table.column_names}
 
 
 def annotate(

@@ -3,7 +3,7 @@
 import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,9 +32,7 @@ PICTURES = ("umap_cell_types.png", "umap_confidence.png", "confusion_matrix.png"
 WRITTEN = ("data", "demo.atlas", "report.json", *PICTURES)  # what a new demo replaces; other files stay
 SIZES = {
     "tiny": toy(),
-    "small": Simulation(
-        n_cells=4000, n_regions=30_000, n_beds=100, n_types=12, tokens_per_cell=1000, n_genes=1000, contrast=1.5
-    ),
+    "small": Simulation(n_cells=4000, n_regions=30_000, n_beds=100, n_types=12, tokens_per_cell=1000, n_genes=1000),
     "full": Simulation(),
 }
 MAP_QUERY, MAP_ATLAS = 2000, 2500  # cells on the maps, at most
@@ -110,9 +108,9 @@ def replaced(folder: Path) -> Iterator[None]:
 
 def _free(folder: Path) -> bool:
     """Say whether there is nothing, or an empty folder."""
-    if folder.is_symlink() or not folder.is_dir():
-        return not (folder.is_symlink() or folder.exists())
-    return not any(folder.iterdir())
+    if folder.exists():
+        return folder.is_dir() and not any(folder.iterdir())
+    return not folder.is_symlink()
 
 
 def simulate(simulation: Simulation, folder: Path) -> tuple[dict[str, Path], pd.DataFrame]:
@@ -147,7 +145,7 @@ def _ask(material: Material) -> tuple[list[Answer], "AnnData"]:
     first, adata = questions.annotate_donor(material)
     answers = [first]
     _tell_answer(1, first)
-    rest = (
+    rest: tuple[Callable[[], Answer], ...] = (
         lambda: questions.cells_like_bed(material),
         lambda: questions.beds_like_bed(material),
         lambda: questions.regions_like_region(material, adata),

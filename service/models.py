@@ -12,6 +12,7 @@ MAX_K = 1_000
 MAX_QUERIES = 256
 MAX_HITS = MAX_K * MAX_QUERIES  # places in one answer
 MAX_CELLS = 100_000  # in one answer of annotate
+MAX_VOTES = 10_000_000  # cells times k in one annotation
 MAX_COLUMNS = 100
 CollectionName = Literal["cells", "regions", "beds"]
 _FLOAT32 = float(np.finfo(np.float32).max)
@@ -68,11 +69,15 @@ def _check_vectors(vectors: list[list[float]]) -> list[list[float]]:
     return vectors
 
 
+# The pattern is for readers: what does not match is told by the parser, which knows more.
+RegionText = Annotated[str, WithJsonSchema({"type": "string", "pattern": r"^[^\s:]+:[0-9,]+-[0-9,]+$"})]
+
+
 class RegionsQuery(BaseModel):
     """Regions, each a query of its own."""
 
     model_config = _CONFIG
-    regions: list[str] = Field(
+    regions: list[RegionText] = Field(
         min_length=1,
         max_length=MAX_QUERIES,
         description="Regions as text, 0-based and half-open: chr1:1000-2000.",
@@ -290,6 +295,7 @@ class Limits(BaseModel):
     queries: int = Field(description="Queries in one JSON body, at most.")
     hits: int = Field(description="Queries times k in one answer, at most.")
     cells: int = Field(description="Cells of one annotation, at most.")
+    neighbours: int = Field(description="Cells times k in one annotation, at most.")
     body_bytes: int = Field(description="The length of a JSON body, at most.")
     upload_bytes: int = Field(description="The length of an upload, at most.")
 

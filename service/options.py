@@ -1,12 +1,26 @@
 """The arguments that commands share, each described once."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
 CollectionName = Literal["cells", "regions", "beds"]
-MAX_THREADS = 256
+N = TypeVar("N", int, float, int | None, float | None)
+
+
+def within(low: float, high: float | None = None) -> Callable[[N], N]:
+    """A check for an option's number, which names the range that it must lie in."""
+
+    def check(value: N) -> N:
+        if value is not None and not low <= value <= (float("inf") if high is None else high):
+            allowed = f"{low:,} or more" if high is None else f"from {low:,} to {high:,}"
+            raise typer.BadParameter(f"{value:,} is not {allowed}")
+        return value
+
+    return check
+
 
 AtlasPath = Annotated[Path, typer.Argument(metavar="ATLAS", help="The folder of the atlas.", show_default=False)]
 Collection = Annotated[CollectionName, typer.Argument(metavar="COLLECTION", show_default=False)]
@@ -21,14 +35,15 @@ Queries = Annotated[
     ),
 ]
 Version = Annotated[
-    int | None, typer.Option("--version", metavar="N", min=1, help="Open this version, not the newest.")
+    int | None, typer.Option("--version", metavar="N", callback=within(1), help="Open this version, not the newest.")
 ]
 Where = Annotated[
     str | None,
     typer.Option("--where", metavar="FILTER", help="Only rows that match, like: tissue = 'blood' AND n_tokens > 1000"),
 ]
 Neighbours = Annotated[
-    int, typer.Option("-k", "--k", metavar="N", min=1, max=10_000, help="Neighbours for each query.")
+    int,
+    typer.Option("-k", "--k", metavar="N", callback=within(1, 10_000), help="Neighbours for each query, 1 to 10,000."),
 ]
 ExcludeSame = Annotated[
     list[str] | None,
@@ -70,10 +85,11 @@ OnBadLine = Annotated[
 ]
 Layer = Annotated[str | None, typer.Option("--layer", metavar="NAME", help="Layer of an h5ad to read in place of X.")]
 MinFragments = Annotated[
-    int, typer.Option("--min-fragments", metavar="N", min=0, help="Leave barcodes with fewer fragments out.")
+    int,
+    typer.Option("--min-fragments", metavar="N", callback=within(0), help="Leave barcodes with fewer fragments out."),
 ]
 MakeUnique = Annotated[bool, typer.Option("--make-unique", help="Number repeated names instead of refusing them.")]
 MaxRegions = Annotated[
-    int, typer.Option("--max-regions", metavar="N", min=1, help="Refuse BED files with more regions.")
+    int, typer.Option("--max-regions", metavar="N", callback=within(1), help="Refuse BED files with more regions.")
 ]
 MAX_REGIONS = 20_000_000

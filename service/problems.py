@@ -26,7 +26,7 @@ def handle_errors(app: FastAPI, atlas: Path) -> None:
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code, fix = _WRONG_ROUTE.get(error.status_code, ("HTTP", "see /openapi.json"))
-        what = f"{request.method} {request.url.path}: {error.detail}"
+        what = f"{request.method} {request.scope['path']}: {error.detail}"
         fault = BadArgument(printable(what, 200), code=code, fix=fix, status=error.status_code)
         return problem(fault, request.state.request_id, atlas, headers=error.headers)
 

@@ -111,7 +111,7 @@ def estimate_lines(found: "BuildEstimate") -> list[str]:
         *_table(columns),
         "",
         f"disk: about {size_text(found.disk)} ({size_text(found.free)} are free)",
-        f"time: about {time_text(found.seconds)} on {found.cores} cores",
+        f"time: about {time_text(found.seconds)} on two cores",
     ]
 
 

@@ -1,0 +1,115 @@
+"""The plan of a build: everything that can be checked before the work begins is checked here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chromseek.data.bed import read_bed
+from chromseek.data.errors import BadArgument, NotFound, printable
+from chromseek.data.genes import Genes
+from chromseek.data.genome import assembly as assembly_named
+from chromseek.data.sources import ReadOptions, Source, bed_sources, cell_sources, first_regions
+from chromseek.data.universe import Universe
+from chromseek.encoder.base import ENCODERS, Encoder, load
+from chromseek.indexer.build import Plan
+
+
+def plan_build(
+    cells: Any,
+    beds: Any,
+    universe: Any,
+    encoder: str | Path | Encoder,
+    *,
+    labels: Sequence[str],
+    groups: str | None,
+    assembly: str | None,
+    genes: str | Path | None,
+    dim: int,
+    keep_tokens: bool,
+    seed: int,
+    read: ReadOptions | None,
+) -> Plan:
+    """Check everything that can be known before work begins: inputs, universe, assembly, encoder, labels."""
+    read = read or ReadOptions()
+    if cells is None and beds is None:
+        raise BadArgument("nothing to build from", code="BUILD-NOTHING", fix="give cells=, beds= or both")
+    if not 2 <= dim <= 4096:
+        raise BadArgument(f"dim is {dim}", code="DIM-RANGE", got=dim, fix="choose from 2 to 4096; 64 is the default")
+    known = None if assembly is None else assembly_named(assembly)
+    chosen: Encoder | str = encoder if isinstance(encoder, str) and encoder in ENCODERS else _encoder(encoder)
+    if isinstance(chosen, str):
+        regions = _universe(universe, cells, read, known)
+        if read.blacklist is not None:
+            regions = _without_blacklist(regions, read.blacklist)
+    else:
+        if universe is not None:
+            raise BadArgument(
+                "a saved encoder has its own universe",
+                code="BUILD-UNIVERSE",
+                fix="leave universe= out, or fit a new encoder",
+            )
+        regions = chosen.universe
+    found = sources_of(cells, beds, read, regions.assembly)
+    _check_columns(found[0], [*labels, *([groups] if groups else [])])
+    table = None if genes is None else Genes.load(genes, regions.assembly)
+    return Plan(regions, tuple(found[0]), tuple(found[1]), chosen, dim, table, tuple(labels), groups, keep_tokens, seed)
+
+
+def _encoder(encoder: str | Path | Encoder) -> Encoder:
+    if not isinstance(encoder, str | Path):
+        return encoder
+    if not Path(encoder).is_dir():
+        raise NotFound(
+            f"no encoder {printable(encoder)}",
+            code="ENCODER-NAME",
+            got=str(encoder),
+            fix=f"one of {', '.join(ENCODERS)}, or the folder of a saved encoder",
+        )
+    return load(encoder)
+
+
+def _universe(universe: Any, cells: Any, read: ReadOptions, assembly: Any) -> Universe:
+    if isinstance(universe, Universe):
+        return universe
+    if universe is not None:
+        bed = read_bed(universe, assembly=assembly, rename_chroms=read.rename_chroms, on_bad_line=read.on_bad_line)
+        return Universe.of(bed.regions)
+    if cells is None:
+        raise BadArgument(
+            "BED sets alone need a universe", code="BUILD-UNIVERSE", fix="give universe=, a BED of all regions"
+        )
+    return Universe.of(first_regions(cells, read, assembly))
+
+
+def _without_blacklist(universe: Universe, blacklist: str | Path) -> Universe:
+    _, tokens = universe.overlaps(read_bed(blacklist, assembly=universe.assembly).regions)
+    keep = np.ones(len(universe), bool)
+    keep[tokens] = False
+    if not keep.any():
+        raise BadArgument(
+            "the blacklist covers the whole universe", code="BLACKLIST-ALL", fix="check that it is of this assembly"
+        )
+    return Universe(universe.regions.take(keep))
+
+
+def sources_of(cells: Any, beds: Any, read: ReadOptions, assembly: Any) -> tuple[list[Source], list[Source]]:
+    """The inputs of a build or an add: cells and BED sets."""
+    return (
+        [] if cells is None else cell_sources(cells, read, assembly=assembly),
+        [] if beds is None else bed_sources(beds, read, assembly=assembly),
+    )
+
+
+def _check_columns(cells: Sequence[Source], columns: Sequence[str]) -> None:
+    """Refuse labels and groups that no input of cells has."""
+    there = {name for source in cells for name in source.schema.names}
+    for column in columns:
+        if column not in there:
+            raise BadArgument(
+                f"no input of cells has a column {printable(column)}",
+                code="LABEL-COLUMN",
+                got=column,
+                fix=f"obs has {', '.join(sorted(there)[:10]) or 'no columns'}",
+            )

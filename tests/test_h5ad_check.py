@@ -1,5 +1,7 @@
 """The guard before an h5ad: every dangerous or broken file is refused by name, and none ends the process."""
 
+import io
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from chromseek.data import h5ad_check
 from chromseek.data.errors import BadArgument, BadData, ChromseekError, NotFound
 from chromseek.data.genome import assembly
 from chromseek.data.h5ad import CellMatrix
@@ -94,6 +97,17 @@ def soft_link_to_parent(file: h5py.File) -> None:
 @attack("H5AD-LINK")
 def hard_link_to_parent(file: h5py.File) -> None:
     file["uns/again"] = file["/"]
+
+
+@attack("H5AD-TYPE")
+def list_for_an_attribute(file: h5py.File) -> None:
+    kind = h5py.h5t.vlen_create(h5py.h5t.NATIVE_INT64)
+    h5py.h5a.create(file["X"].id, b"extra", kind, h5py.h5s.create(h5py.h5s.SCALAR))
+
+
+@attack("H5AD-TYPE")
+def lists_for_values(file: h5py.File) -> None:
+    file.create_dataset("obs/n", (4,), h5py.vlen_dtype(np.int64))
 
 
 @attack("H5AD-SIZE")
@@ -269,6 +283,27 @@ def test_files_that_are_no_hdf5(tmp_path: Path) -> None:
     assert isinstance(
         refusal(ad.AnnData(np.zeros((1, 1), dtype=complex), var=pd.DataFrame(index=NAMES[:1]))), BadArgument
     )
+
+
+def test_a_heap_over_which_hdf5_would_hang(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    data = bytearray(path.read_bytes())
+    for number, length in ((0, 0), (1, 2**64 - 16), (3, 5000)):
+        struct.pack_into("<HHIQ", data, data.index(b"GCOL") + 16, number, 1, 0, length)
+        path.write_bytes(data)
+        error = refusal(path)
+        assert error.code == "H5AD-HEAP"
+        assert f"byte {data.index(b'GCOL') + 16}" in error.message
+
+
+@pytest.mark.parametrize("piece", [17, 100, 4096, 4097])
+def test_heaps_are_found_across_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    data = write(tmp_path).read_bytes()
+    starts = [at for at in range(len(data)) if data.startswith(b"GCOL", at)]
+    monkeypatch.setattr(h5ad_check, "PIECE", piece)
+    found = list(h5ad_check._heaps(io.BytesIO(data), len(data)))
+    assert [start for start, _ in found] == starts
+    assert all(heap == data[start : start + len(heap)] for start, heap in found)
 
 
 def test_flipped_bytes_never_escape_our_errors(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""What the tests of builds share: a small simulation, sources that are watched, and builds that are killed.
+
+`python building.py FOLDER SIZE POINT…` builds in FOLDER/<point>, with SIZE rows in a segment, once for each point, and
+is killed there: `read`, `encode`, `index`, or the number of a durable step. It prints how many steps a build has.
+"""
+
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+import chromseek
+from chromseek.data.simulate import Simulation
+from chromseek.data.sources import ReadOptions, Source, bed_sources, cell_sources
+from chromseek.data.tokens import SetBlock
+from chromseek.data.universe import Universe
+from chromseek.encoder.lsi import LSI
+from chromseek.indexer import durable, ingest, views
+from chromseek.search.atlas import Atlas
+
+SMALL = Simulation(
+    n_cells=150, n_regions=400, n_beds=12, n_types=4, n_donors=3, tokens_per_cell=40, n_genes=20, contrast=3.3
+)
+BLOCK = 16  # rows that a watched source gives at a time
+
+
+class Watched:
+    """A source that gives small blocks, says from which row it was read, and calls `at` before each block."""
+
+    def __init__(self, source: Source, at: Callable[[int], None] = lambda _row: None) -> None:
+        self._source, self._at = source, at
+        self.dataset, self.kind, self.label, self.schema = source.dataset, source.kind, source.label, source.schema
+        self.n_sets, self.notes = source.n_sets, ("watched",)
+        self.starts: list[int] = []
+
+    def identity(self) -> dict[str, Any]:
+        return self._source.identity()
+
+    def blocks(self, universe: Universe, start: int = 0) -> Iterator[SetBlock]:
+        self.starts.append(start)
+        for block in self._source.blocks(universe, start):
+            for first in range(0, len(block), BLOCK):
+                self._at(start + first)
+                yield block.slice(first, min(first + BLOCK, len(block)))
+            start += len(block)
+
+    def estimate(self, universe: Universe | None = None) -> Any:
+        return self._source.estimate(universe)
+
+
+def watched(at: Callable[[int], None] = lambda _row: None) -> tuple[Watched, Watched]:
+    """The cells and the BED sets of the small simulation."""
+    cells = cell_sources(SMALL, ReadOptions(), assembly=None)[0]
+    beds = bed_sources(SMALL, ReadOptions(), assembly=None)[0]
+    return Watched(cells, at), Watched(beds)
+
+
+def build_small(path: Path, cells: Any = SMALL, beds: Any = SMALL, **options: Any) -> Atlas:
+    """Build the small simulation; the parameters are those of every killed build."""
+    return chromseek.build(path, cells, beds, options.pop("universe", SMALL.universe), dim=8, **options)
+
+
+def content(atlas: Atlas) -> dict[str, Any]:
+    """All that an atlas holds, apart from the names of files: rows, token sets, vectors, reports, calibration."""
+    found: dict[str, Any] = {"calibration": atlas.content["calibration"], "encoder": atlas.content["primary"]}
+    for name in ("cells", "beds", "regions"):
+        if name not in atlas.content["collections"]:
+            continue
+        collection, entry = atlas.collection(name), atlas.content["collections"][name]
+        found[name] = {
+            "rows": collection.get(collection.where(None)).to_pylist(),
+            "vectors": collection.vectors_of(collection.where(None)).tolist(),
+            "tokens": [
+                pq.read_table(atlas.path / segment["folder"] / "tokens.parquet").column(0).to_pylist()
+                for segment in entry["segments"]
+            ],
+            "sources": entry["sources"],
+            "lists": collection.vectors.n_lists,
+        }
+    return found
+
+
+def die() -> None:
+    """What kill -9 and a power cut do."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_build(path: Path, point: str) -> None:
+    """Build, and die at a point."""
+    cells, beds = watched(lambda row: die() if point == "read" and row >= 96 else None)
+    if point.isdigit():
+        os.environ["CHROMSEEK_CRASH_AT"] = point
+    if point == "encode":
+        calls, encode = itertools.count(), LSI.encode
+        LSI.encode = lambda *args: die() if next(calls) == 4 else encode(*args)  # type: ignore[method-assign]
+    if point == "index":
+        written, write_codes = itertools.count(), views.write_codes
+        views.write_codes = lambda *args: die() if next(written) == 1 else write_codes(*args)
+    build_small(path, cells, beds).close()
+
+
+def segments_of(size: int) -> None:
+    """Small segments, and lists for the regions."""
+    ingest.MAX_ROWS, views.INDEX_FROM = size, 300
+
+
+def main() -> None:
+    """Build once without being killed, to count the steps; then at every point in a child of its own."""
+    folder, size, *points = sys.argv[1:]
+    segments_of(int(size))
+    for point in points:
+        child = os.fork()  # nothing has run on more than one thread here
+        if child == 0:
+            killed_build(Path(folder) / point, point)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(point, os.WTERMSIG(status), flush=True)
+    build_small(Path(folder) / "whole", *watched()).close()
+    print("steps", next(durable._calls) - 1)
+
+
+if __name__ == "__main__":
+    main()

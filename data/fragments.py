@@ -4,7 +4,9 @@ The file is read once, in any order of lines, and in bounded memory: what stays 
 the pairs (barcode, token) up to a limit, beyond which they are spilled to a temporary file.
 """
 
+import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +60,7 @@ class FragmentFile:
         self._repeated = 0
         self._rename_chroms, self._on_bad_line = rename_chroms, on_bad_line
         if len(self._codes) < len(self.barcodes):
-            twice = next(name for name in self.barcodes if self.barcodes.count(name) > 1)
+            ((twice, _),) = Counter(self.barcodes).most_common(1)
             raise BadArgument(
                 f"barcode {printable(twice)} is listed twice", code="FRAG-TWICE", got=twice, fix="list each once"
             )
@@ -96,7 +98,8 @@ class FragmentFile:
 
         Raises BadData unless column 4 can be a barcode.
         """
-        for place, line in enumerate(block.lines.decode("utf-8", "replace").split("\n")):
+        for place, data in enumerate(io.BytesIO(block.lines)):
+            line = data.decode("utf-8", "replace").rstrip("\n")
             if is_comment(line) or is_header(line):
                 continue
             words = words_of(line, 4)
@@ -242,7 +245,6 @@ def read_fragments(
         if listed is not None:
             tokens, codes = tokens[codes < listed], codes[codes < listed]
         pairs.add(codes, tokens)
-    n_fragments = summed(n_fragments, np.zeros(len(file.barcodes), np.int64))
     kept, notes = chosen(file, n_fragments, listed, min_fragments)
     return FragmentSets(
         [file.barcodes[row] for row in kept.tolist()],
@@ -263,8 +265,10 @@ def chosen(
 
     Raises BadData when the list is of another sample, and when none passes.
     """
-    candidates = np.arange(len(file.barcodes) if listed is None else listed)
+    candidates = np.flatnonzero(n_fragments) if listed is None else np.arange(listed)
     notes = []
+    if listed is None and len(candidates) < len(file.barcodes):
+        notes.append(f"{len(file.barcodes) - len(candidates):,} barcodes without fragments on chromosomes left out")
     if listed is not None:
         seen, there = np.flatnonzero(n_fragments), int((n_fragments[:listed] > 0).sum())
         if there < MATCHING * min(listed, len(seen)) or there == 0:

@@ -21,7 +21,9 @@ _LENGTHS = {
     "122082543 120129022 120421639 124902244 104043685 98207768 94987271 90702639 61431566 171031299 91744698 16299",
 }
 # Unplaced, unlocalised, alternate and decoy sequences: known, but no place for a token.
-_CONTIG = re.compile(r"(chr)?(Un|\w+_(random|alt|fix|hap\d+)$|EBV$|GL\d|KI\d|JH\d|NC_|NT_|NW_)|chrUn_|.*_decoy$|hs37d5$")
+_CONTIG = re.compile(
+    r"(chr)?(Un|\w+_(random|alt|fix|hap\d+)$|EBV$|GL\d|KI\d|JH\d|NC_|NT_|NW_)|chrUn_|.*_decoy$|hs37d5$"
+)
 MISFIT = 0.001  # a file with more than this share of its regions outside an assembly was not written for it
 
 

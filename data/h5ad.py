@@ -19,9 +19,9 @@ from chromseek.data.frames import coordinate_columns, rows_of_columns, rows_of_n
 from chromseek.data.genome import Assembly, guess_assembly
 from chromseek.data.h5ad_check import check_h5ad, is_null, open_h5ad, reading
 from chromseek.data.matrix import Matrix, Piece
-from chromseek.data.pairs import PairSorter, rising
+from chromseek.data.pairs import PairSorter
 from chromseek.data.regions import Regions
-from chromseek.data.tokens import SetBlock, TokenSets, offsets_of
+from chromseek.data.tokens import SetBlock, TokenSets, offsets_of, rising
 from chromseek.data.universe import Universe, expand
 
 if TYPE_CHECKING:

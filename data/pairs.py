@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chromseek.data.errors import StorageError
-from chromseek.data.tokens import TokenSets, offsets_of
+from chromseek.data.tokens import TokenSets, offsets_of, rising
 
 _TOKEN = 0xFFFFFFFF
 
@@ -121,17 +121,3 @@ class PairSorter:
                 raise StorageError("temporary data are cut", code="PAIRS-SPILL", fix="check the temporary disk")
             done += read
         return data.view(np.int64)
-
-
-def rising(keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sort in place and drop repeats: far faster than np.unique, which hashes.
-
-    >>> rising(np.array([3, 1, 3])).tolist()
-    [1, 3]
-    """
-    if (keys[1:] > keys[:-1]).all():
-        return keys
-    keys.sort()
-    first = np.ones(len(keys), bool)
-    np.not_equal(keys[1:], keys[:-1], out=first[1:])
-    return keys[first]

@@ -10,7 +10,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from chromseek.data.genome import Assembly
 from chromseek.data.regions import Regions
@@ -170,6 +169,8 @@ def place_regions(assembly: Assembly, n: int, rng: np.random.Generator) -> Regio
 
 def wander(n: int, memory: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """Standard normal noise in which neighbours are correlated by `memory`, (n)."""
+    from scipy.signal import lfilter  # half a second to import, and every reader of inputs imports this file
+
     steps = rng.standard_normal(n) * np.sqrt(1 - memory**2)
     if n:
         steps[0] /= np.sqrt(1 - memory**2)

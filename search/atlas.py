@@ -148,7 +148,8 @@ class Atlas:
         if where is not None:
             gone = chosen.where(where)
         else:
-            gone = chosen.ids[chosen.rows_of(np.unique(np.asarray(ids, np.int64)))]
+            assert ids is not None
+            gone = chosen.ids[np.unique(chosen.rows_of(ids))]
         if len(gone):
             builder.delete(self._store, collection, gone)
             self._load()
@@ -237,6 +238,8 @@ class Atlas:
         if changed:
             share = changed / max(1, sum(map(len, self._collections.values())))
             found.append(f"calibrated at v{calibration['made_at']}, {share:.0%} of rows since; run calibrate()")
+        if not self.content.get("keep_tokens", True):
+            found.append("the token sets of cells were not kept: no sanity of searches by or of cells was measured")
         for name, entry in self.content["collections"].items():
             for source in entry["sources"]:
                 if source["n_empty"]:

@@ -87,7 +87,7 @@ class Collection:
     def rows_of(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Where rows lie, by id. Raises NotFound for an unknown or deleted id."""
         self._check_open()
-        wanted = np.asarray(ids, np.int64)
+        wanted = _as_ids(ids)
         rows = np.minimum(np.searchsorted(self.ids, wanted), max(0, len(self.ids) - 1))
         known = (self.ids[rows] == wanted) if len(self.ids) else np.zeros(len(wanted), bool)
         if len(self._live) < len(self.ids):
@@ -252,6 +252,13 @@ class Collection:
         there = [c for c in columns if c in self.schema.names]
         frame: pd.DataFrame = self.get(question.stored[1], there).to_pandas()
         return frame
+
+
+def _as_ids(ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    given = np.asarray(ids)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):  # objects are numbers past 64 bits
+        raise BadArgument(f"not ids: {printable(ids)}", code="ID", fix="give a list of whole numbers, as hits show them")
+    return given.astype(np.int64)
 
 
 def _check_range(k: int, max_distance: float | None) -> None:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from chromseek.indexer.vectors import Vectors
 
-GATHER = 20_000  # rows of 192 numbers; up to here an exact scan of the matching rows costs less than probing
+GATHER = 20_000  # rows; up to here an exact scan of the matching rows costs little more than probing
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,7 @@ class Plan:
 
 def choose(vectors: Vectors, n_allowed: int, *, exact: bool, n_probe: int) -> Plan:
     """Choose by cost: exact when asked for, without an index, or when few rows are allowed."""
-    few = n_allowed <= GATHER * 192 // max(1, vectors.dim)
-    return Plan("exact", 0) if exact or vectors.n_lists == 0 or few else Plan("lists", n_probe)
+    return Plan("exact", 0) if exact or vectors.n_lists == 0 or n_allowed <= GATHER else Plan("lists", n_probe)
 
 
 def run(

@@ -45,10 +45,7 @@ def build(
     *,
     cells: o.Cells = None,
     beds: o.Beds = None,
-    universe: Annotated[
-        str | None,
-        typer.Option("--universe", metavar="BED", help="The regions to stand on; else those of the first cells file."),
-    ] = None,
+    universe: o.UniverseFile = None,
     encoder: Annotated[
         str, typer.Option("--encoder", metavar="NAME|FOLDER", help="What to fit, or a saved encoder.")
     ] = "lsi",

@@ -67,10 +67,7 @@ def search(
     unlike: Annotated[
         list[str] | None, typer.Option("--unlike", metavar="QUERY", help="Like the query, but not like this one.")
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("-o", "--out", metavar="FILE", help="Write to a .parquet, .tsv, .csv, .h5ad or .bed file."),
-    ] = None,
+    out: o.HitsFile = None,
     receipt: Annotated[
         Path | None, typer.Option("--receipt", metavar="FILE", help="Write what repeats this search, as JSON.")
     ] = None,
@@ -122,10 +119,12 @@ def tell_about(hits: "Hits", took: float, warnings: Sequence[str]) -> None:
     if isinstance(receipt["query"], dict) and "coherence" in receipt["query"]:
         parts.append(f"coherence {receipt['query']['coherence']:.3f}")
     tell("; ".join(parts))
-    warn([*warnings, *receipt.get("notes", [])])
+    for note in receipt.get("notes", []):
+        tell(f"note: {note}")
+    warn(warnings)
     n_low = int(((hits.coverage < LEAST_COVERAGE) & (hits.n_found > 0)).sum())
     if n_low:
-        what = f"of {n_low:,} queries less than {LEAST_COVERAGE:.0%} found a place in the universe"
+        what = f"{n_low:,} of {len(hits):,} queries overlap the universe by less than {LEAST_COVERAGE:.0%}"
         warn([f"{what}: are they of {receipt['assembly']}?"])
     unanswered = [place for place in range(len(hits)) if hits.n_found[place] == 0]
     for place in unanswered[: output.LISTED]:

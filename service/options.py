@@ -68,6 +68,14 @@ Beds = Annotated[
         help="BED files: a folder, a pattern, a table with a column path or file, or the files.",
     ),
 ]
+UniverseFile = Annotated[
+    str | None,
+    typer.Option("--universe", metavar="BED", help="The regions to stand on; else those of the first cells file."),
+]
+HitsFile = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", metavar="FILE", help="Write to a .parquet, .tsv, .csv, .h5ad or .bed file."),
+]
 Liftover = Annotated[
     Path | None,
     typer.Option("--liftover", metavar="CHAIN", help="Chain file to the atlas' assembly, for inputs of another."),

@@ -1,7 +1,8 @@
 """What the tests of builds share: a small simulation, sources that are watched, and builds that are killed.
 
-`python building.py FOLDER SIZE POINT…` builds in FOLDER/<point>, with SIZE rows in a segment, once for each point, and
-is killed there: `read`, `encode`, `index`, or the number of a durable step. It prints how many steps a build has.
+`python building.py FOLDER kill POINT…` builds in FOLDER/<point>, once for each point, and is killed there: `read`,
+`encode`, `index`, or the number of a durable step. It prints how many steps a build has.
+`python building.py FOLDER memory N…` builds with N cells, and prints the most memory that it had, in kilobytes.
 """
 
 import itertools
@@ -104,25 +105,43 @@ def killed_build(path: Path, point: str) -> None:
     build_small(path, cells, beds).close()
 
 
-def segments_of(size: int) -> None:
-    """Small segments, and lists for the regions."""
-    ingest.MAX_ROWS, views.INDEX_FROM = size, 300
-
-
-def main() -> None:
-    """Build once without being killed, to count the steps; then at every point in a child of its own."""
-    folder, size, *points = sys.argv[1:]
-    segments_of(int(size))
+def kill_builds(folder: Path, points: list[str]) -> None:
+    """Build at every point in a child of its own; then once without being killed, to count the steps."""
+    ingest.MAX_ROWS, views.INDEX_FROM = 64, 300
     for point in points:
-        child = os.fork()  # nothing has run on more than one thread here
-        if child == 0:
-            killed_build(Path(folder) / point, point)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        print(point, os.WTERMSIG(status), flush=True)
-    build_small(Path(folder) / "whole", *watched()).close()
-    print("steps", next(durable._calls) - 1)
+        status, _ = in_child(lambda point=point: killed_build(folder / point, point))
+        say(point, os.WTERMSIG(status))
+    build_small(folder / "whole", *watched()).close()
+    say("steps", next(durable._calls) - 1)
+
+
+def measure_builds(folder: Path, sizes: list[str]) -> None:
+    """Build with more and more cells, each in a child of its own."""
+    ingest.MAX_ROWS, views.FIT_SETS = 2_000, 1_000
+
+    def build(n_cells: str) -> None:
+        simulated = Simulation(int(n_cells), n_regions=4_000, n_beds=0, tokens_per_cell=400, n_genes=10)
+        chromseek.build(folder / n_cells, simulated, universe=simulated.universe, dim=8).close()
+
+    for size in sizes:
+        status, most = in_child(lambda size=size: build(size))
+        say(most if status == 0 else "failed")
+
+
+def say(*words: object) -> None:
+    """Tell whoever started this."""
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+def in_child(work: Callable[[], None]) -> tuple[int, int]:
+    """Do it in a fork, since nothing has run on more than one thread here; its status, and the most memory it had."""
+    child = os.fork()
+    if child == 0:
+        work()
+        os._exit(0)
+    _, status, usage = os.wait4(child, 0)
+    return status, usage.ru_maxrss
 
 
 if __name__ == "__main__":
-    main()
+    (measure_builds if sys.argv[2] == "memory" else kill_builds)(Path(sys.argv[1]), sys.argv[3:])

@@ -35,7 +35,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
         code = main([str(arg) for arg in args])
         out, err = capsys.readouterr()
         assert out == ""
-        lines = [line for line in err.splitlines() if not line.startswith("warning: ")]
+        lines = [line for line in err.splitlines() if not line.startswith(("warning: ", "note: "))]
         assert len(lines) == 1, err
         return code, lines[0]
 
@@ -176,7 +176,7 @@ def test_bad_data_names_the_line(capsys: pytest.CaptureFixture[str], atlas: Atla
     assert "--on-bad-line skip" in lines[-1]
     assert main(["search", str(atlas.path), "cells", str(bad), "--on-bad-line", "skip"]) == 0
     err = capsys.readouterr().err
-    assert "warning: bad.bed" in err or "2 bad lines skipped" in err
+    assert "note: bad: 2 bad lines skipped" in err
     assert (tmp_path / "bad.bed.rejected.tsv").exists()
 
 

@@ -154,7 +154,7 @@ def test_order_of_lines_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_contigs_repeats_and_old_indexes_are_noted(tmp_path: Path) -> None:
-    path = write(tmp_path, GOOD + "chr2\t300\t400\tAAA-1\t1\nKI270728.1\t5\t9\tAAA-1\t1\n", "x.tsv.gz")
+    path = write(tmp_path, GOOD + "chr2\t300\t400\tAAA-1\t1\nKI270728.1\t5\t9\tAAT-1\t1\n", "x.tsv.gz")
     index = tmp_path / "x.tsv.gz.tbi"
     index.write_bytes(b"old")
     os.utime(index, (1, 1))
@@ -163,6 +163,7 @@ def test_contigs_repeats_and_old_indexes_are_noted(tmp_path: Path) -> None:
         "1 regions on contigs skipped",
         "1 fragments repeat the one before",
         "x.tsv.gz.tbi is older than the file (it is not used)",
+        "1 barcodes without fragments on chromosomes left out",
     )
     assert next(cells).n_source.tolist() == [3, 1]
 

@@ -1,9 +1,9 @@
 """chromseek: give it cells, regions or a BED file, and it finds the ones like them across a scATAC-seq atlas.
 
-    import chromseek
-    atlas = chromseek.build("blood.atlas", cells="cells.h5ad", labels=["cell_type"])
-    hits = atlas.cells.search("monocyte_peaks.bed", k=50, where="tissue = 'blood'")
-    atlas.annotate(adata, label="cell_type")
+import chromseek
+atlas = chromseek.build("blood.atlas", cells="cells.h5ad", labels=["cell_type"])
+hits = atlas.cells.search("monocyte_peaks.bed", k=50, where="tissue = 'blood'")
+atlas.annotate(adata, label="cell_type")
 """
 
 from importlib import import_module

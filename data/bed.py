@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
 from chromseek.data.checks import Checker
 from chromseek.data.errors import BadArgument, BadData, NotFound, printable
@@ -18,8 +16,7 @@ from chromseek.data.genome import Assembly, AssemblyGuess, assembly, guess_assem
 from chromseek.data.lines import TextFile
 from chromseek.data.regions import Regions
 from chromseek.data.rows import Rows, read_rows
-
-MANIFEST_LIMIT = 64 << 20  # bytes
+from chromseek.data.tables import read_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +147,13 @@ def read_bed_manifest(path: str | Path) -> tuple[list[Path], pa.Table]:
     Paths are absolute or relative to the manifest. Raises BadData for a broken table, NotFound for missing files.
     """
     path = Path(path)
-    table = _parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _delimited(path)
+    table = read_table(path)
     name = next((name for name in ("path", "file") if name in table.column_names), None)
     if name is None or len(set(table.column_names)) < len(table.column_names):
         what = "no column path or file" if name is None else "two columns have one name"
         columns = printable(", ".join(table.column_names), 200)
         raise BadData(f"{what} among {columns}", code="MANIFEST-COLUMNS", file=str(path), fix="mend the header")
-    files = table.column(name).cast(pa.string()).to_pylist()
+    files = table.column(name).to_pylist()
     if not files or None in files or "" in files:
         what = "no rows" if not files else f"row {next(i for i, f in enumerate(files, 1) if not f)} has no {name}"
         raise BadData(what, code="MANIFEST-EMPTY", file=str(path), fix="list one BED file per row")
@@ -171,35 +168,3 @@ def read_bed_manifest(path: str | Path) -> tuple[list[Path], pa.Table]:
             fix="paths are relative to the manifest's folder, or absolute",
         )
     return paths, table.drop_columns([name])
-
-
-def _parquet(path: Path) -> pa.Table:
-    try:
-        return pa.parquet.read_table(path)
-    except FileNotFoundError as error:
-        raise NotFound("no such file", code="FILE-MISSING", file=str(path), fix="check the path") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise BadData(
-            "not a readable Parquet file", code="MANIFEST-FORM", file=str(path), fix="write it again"
-        ) from error
-
-
-def _delimited(path: Path) -> pa.Table:
-    """A TSV or CSV table: tabs in the first line decide."""
-    text = b""
-    for block in TextFile(path).blocks():
-        text += block.lines
-        if len(text) > MANIFEST_LIMIT:
-            fix = f"a manifest may have {MANIFEST_LIMIT:,} bytes"
-            raise BadData("too long", code="MANIFEST-SIZE", file=str(path), fix=fix, status=413)
-    if not text.strip():
-        raise BadData("the file is empty", code="MANIFEST-EMPTY", file=str(path), fix="list one BED file per row")
-    delimiter = "\t" if b"\t" in text.lstrip().partition(b"\n")[0] else ","
-    convert = pa.csv.ConvertOptions(strings_can_be_null=True)
-    try:
-        return pa.csv.read_csv(
-            pa.BufferReader(text), parse_options=pa.csv.ParseOptions(delimiter=delimiter), convert_options=convert
-        )
-    except pa.ArrowInvalid as error:
-        message = f"not a table: {printable(error, 200)}"
-        raise BadData(message, code="MANIFEST-FORM", file=str(path), fix="every row needs all columns") from error

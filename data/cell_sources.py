@@ -190,7 +190,8 @@ class FragmentSource:
     def blocks(self, universe: Universe, start: int = 0) -> Iterator[SetBlock]:
         """The barcodes from row `start` on; the file is read whole before the first.
 
-        Raises BadData for bad lines, and when the barcodes listed are not those of the file.
+        What passes the memory's share goes to a temporary file in TMPDIR, which should be on a disk: about 8 bytes per
+        barcode and token. Raises BadData for bad lines, and when the barcodes listed are not those of the file.
         """
         asked = self._target.universe_for(self._own, universe, self.label)
         with assembly_checked(self.label, self._target):
@@ -240,7 +241,7 @@ def read_obs(path: str | Path) -> tuple[list[str], pa.Table]:
 
     Raises BadData when a barcode is missing or comes twice.
     """
-    table = read_table(path, text=("barcode",))
+    table = read_table(path, index=True)
     name = "barcode" if "barcode" in table.column_names else table.column_names[0]
     if len(set(table.column_names)) < len(table.column_names):
         fix = "give each column one name"

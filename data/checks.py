@@ -4,7 +4,9 @@ A file of which more than one line in a thousand lies outside its assembly was m
 so that is told first; otherwise the first twenty faults are listed, and all are counted.
 """
 
-from contextlib import ExitStack
+import os
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
@@ -18,13 +20,16 @@ from chromseek.data.regions import Regions
 from chromseek.data.rows import Fault, Rows
 
 LISTED = 20
+IN_MEMORY = ("DataFrame", "AnnData")  # what stands for a file's name then
+REJECTED = "# lines that chromseek left out: line number, reason, text\n"  # the first line of <file>.rejected.tsv
 _CONTIG, _UNKNOWN = -1, -2  # in place of a chromosome's code; they index the two entries after the last length
 
 
 class Checker:
     """Compares the rows of one file with an assembly, block by block; used with `with`, ended by `finish`.
 
-    Where bad lines are skipped, those of a text file are written beside it, to `<file>.rejected.tsv`.
+    Where bad lines are skipped, those of a text file are written beside it, to `<file>.rejected.tsv`, which appears
+    whole once all has been read, in place of an earlier one. Raises BadData where a file of another kind lies there.
     """
 
     def __init__(
@@ -46,8 +51,7 @@ class Checker:
         self._rename = rename_chroms == "ensembl"
         self._skip = on_bad_line == "skip"
         self._rejected = Path(f"{file}.rejected.tsv") if self._skip and unit == "line" else None
-        self._rejects: TextIO | None = None
-        self._files = ExitStack()
+        self._rejects: TextIO | None = None  # a draft of it
         self._faults: list[tuple[int, Fault]] = []
         self._n_faults = 0
         self._notes: dict[str, None] = {}
@@ -62,9 +66,19 @@ class Checker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._files.close()
-        if kind is not None and self._rejects is not None and self._rejected is not None:
-            self._rejected.unlink(missing_ok=True)
+        if self._rejects is None or self._rejected is None:
+            return
+        draft = Path(self._rejects.name)
+        try:
+            self._rejects.close()
+            if kind is None:
+                os.replace(draft, self._rejected)
+        except OSError as failure:
+            if kind is None:
+                raise self._unwritable(self._rejected, failure) from failure
+        finally:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
 
     def check(self, rows: Rows) -> tuple[Regions, NDArray[np.bool_] | slice]:
         """The regions that are kept, and which of the rows they are; the rest is counted."""
@@ -176,6 +190,7 @@ class Checker:
         listed = "".join(f"\n  {self.unit} {number}: {fault.message}" for number, fault in more)
         if self._n_faults > LISTED:
             listed += f"\n  and {self._n_faults - LISTED:,} more"
+        skip = 'on_bad_line="skip"' if self.file in IN_MEMORY else "--on-bad-line skip"
         message = f"{first.message} ({self._n_faults:,} bad {self.unit}s{':' if more else ''}{listed})"
         return BadData(
             first.message if self._n_faults == 1 else message,
@@ -183,21 +198,43 @@ class Checker:
             file=self.file,
             line=line,
             got=first.got,
-            fix=f"{first.fix}, or leave bad {self.unit}s out (--on-bad-line skip)",
+            fix=f"{first.fix}, or leave bad {self.unit}s out ({skip})",
         )
 
     def _write(self, path: Path, text: str) -> None:
         try:
             if self._rejects is None:
-                file = path.open("w", encoding="utf-8", errors="replace")
-                self._rejects = self._files.enter_context(file)
-                self._notes[f"bad lines are in {path.name}"] = None
+                again = self._is_ours(path)
+                draft = path.with_name(f".{uuid.uuid4().hex}.rejected.tsv")
+                self._rejects = draft.open("x", encoding="utf-8", errors="replace")
+                self._rejects.write(REJECTED)
+                self._notes[f"bad lines are in {path.name}" + (", in place of an earlier one" if again else "")] = None
             self._rejects.write(text)
         except OSError as error:
-            raise StorageError(
-                f"cannot write the rejected lines: {error.strerror}",
-                code="BED-REJECTED",
-                file=str(path),
-                fix="make the folder writable, or mend the file",
-                exit_code=73,
-            ) from error
+            raise self._unwritable(path, error) from error
+
+    def _is_ours(self, path: Path) -> bool:
+        """Whether rejected lines of an earlier run lie there; raises BadData for any other file."""
+        if not path.exists():
+            return False
+        if path.is_dir():
+            raise IsADirectoryError(None, "a folder has its name")
+        if path.is_file():  # to open a pipe could wait for ever
+            with path.open("rb") as file:
+                if file.read(len(REJECTED)) == REJECTED.encode():
+                    return True
+        raise BadData(
+            f"{path.name} is in the way: it holds no lines that chromseek left out",
+            code="BED-REJECTED",
+            file=str(path),
+            fix="rename it, or mend the bad lines",
+        )
+
+    def _unwritable(self, path: Path, error: OSError) -> StorageError:
+        return StorageError(
+            f"cannot write the rejected lines: {error.strerror}",
+            code="BED-REJECTED",
+            file=str(path),
+            fix="make the folder writable, or mend the file",
+            exit_code=73,
+        )

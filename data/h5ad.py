@@ -66,7 +66,9 @@ class CellMatrix:
     def blocks(self, universe: Universe, *, block_size: int = 8192, start: int = 0) -> Iterator[SetBlock]:
         """The token sets of cells, `block_size` at a time, from cell `start` on.
 
-        Raises BadData for values that are no counts, naming cell and region.
+        A matrix that is stored by column is turned over first; what passes MAX_PAIRS goes to a temporary file in
+        TMPDIR, which should be on a disk: 8 bytes per cell and token. Raises BadData for values that are no counts,
+        naming cell and region.
         """
         tokens = TokenMap(universe, self.regions, self.region_rows, self._layout.shape[1])
         with self._matrix() as matrix:
@@ -205,7 +207,7 @@ class TokenMap:
     """The tokens of each column of a matrix."""
 
     def __init__(self, universe: Universe, regions: Regions, columns: NDArray[np.int64], n_columns: int) -> None:
-        """Map regions, which stand in the given columns, to the universe; equal regions keep their place.
+        """Map regions, which stand in the given columns, to the universe by overlap.
 
         Raises BadData when both are of different assemblies.
         """
@@ -216,10 +218,7 @@ class TokenMap:
                 got=regions.assembly.name,
                 fix="lift one of them over (--liftover)",
             )
-        if same_regions(regions, universe.regions):
-            sets = TokenSets(np.arange(len(regions) + 1), np.arange(len(regions), dtype=np.int32))
-        else:
-            sets = universe.token_map(regions)
+        sets = universe.token_map(regions)
         self._first, self._count = np.zeros((2, n_columns), np.int64)
         self._first[columns], self._count[columns] = sets.offsets[:-1], sets.sizes
         self._tokens = sets.tokens
@@ -246,16 +245,6 @@ def counts_of(rows: NDArray[np.int64], values: NDArray[Any], placed: NDArray[np.
     found = entries if placed.all() else np.bincount(rows[placed], minlength=n)
     sums = np.rint(np.bincount(rows, weights=values, minlength=n)).astype(np.int64)
     return np.stack([entries, found, sums])
-
-
-def same_regions(one: Regions, other: Regions) -> bool:
-    """Whether two lists of regions are the same, in the same order."""
-    return (
-        len(one) == len(other)
-        and np.array_equal(one.chroms, other.chroms)
-        and np.array_equal(one.starts, other.starts)
-        and np.array_equal(one.ends, other.ends)
-    )
 
 
 def unique_names(names: list[str], file: str, *, make_unique: bool) -> list[str]:

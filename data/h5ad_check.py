@@ -6,9 +6,11 @@ indices. So the structure is walked here without reading data, and the indices a
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -27,6 +29,7 @@ CHUNK_LIMIT = 512 << 20  # bytes of one chunk, which can only be unpacked whole
 PIECE = 1 << 20  # values read at a time
 _HEAP = b"GCOL\x01\0\0\0"  # the first bytes of a heap: signature, version, reserved
 _ENTRY = struct.Struct("<HHIQ")  # number, references, reserved, length
+_SETTLED = 2_000_000_000  # ns: a file that changed less long ago may change again without a new time
 _CACHE = 16 << 20  # bytes of unpacked chunks kept per dataset
 
 
@@ -193,15 +196,27 @@ def _check_heaps(file: h5py.File) -> None:
     """Follow the entries of all heaps of text: over one with a false length, HDF5 2.0 never comes to an end."""
     if file.id.get_create_plist().get_sizes() != (8, 8):
         _refuse(file, "/", "unusual sizes of addresses", "H5AD-HEAP")
-    with open(file.filename, "rb") as raw:
-        for start, heap in _heaps(raw, os.path.getsize(file.filename)):
+    found = os.stat(file.filename)
+    times = found.st_mtime_ns, found.st_ctime_ns
+    scan = _heap_damage if time.time_ns() - max(times) > _SETTLED else _heap_damage.__wrapped__
+    damage = scan(file.filename, found.st_size, *times, found.st_ino, found.st_dev)
+    if damage is not None:
+        _refuse(file, "/", f"a heap is damaged at byte {damage}", "H5AD-HEAP")
+
+
+@lru_cache(maxsize=1024)
+def _heap_damage(path: str, size: int, *_stamp: int) -> int | None:
+    """Where the first heap is damaged; a file that stays as it is, is read through only once."""
+    with open(path, "rb") as raw:
+        for start, heap in _heaps(raw, size):
             place = 16
             while place + 16 <= len(heap):
                 number, _, _, length = _ENTRY.unpack_from(heap, place)
                 room = 16 + (length + 7) // 8 * 8 if number else length  # entry 0 is the room left over
                 if room < 16 or place + room > len(heap):
-                    _refuse(file, "/", f"a heap is damaged at byte {start + place}", "H5AD-HEAP")
+                    return start + place
                 place += room
+    return None
 
 
 def _heaps(raw: BinaryIO, total: int) -> Iterator[tuple[int, bytes]]:

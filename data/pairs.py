@@ -1,7 +1,8 @@
 """(row, token) pairs that come in any order → token sets by row, in bounded memory.
 
 Pairs are gathered, sorted and freed of repeats; what passes the limit is spilled to a nameless temporary file as a
-sorted run. A range of rows is then one slice of each run.
+sorted run. A range of rows is then one slice of each run. The file lies in the folder that is given, or else where the
+environment's TMPDIR says (/tmp): where that is held in memory (tmpfs), TMPDIR should name a folder on a disk.
 """
 
 import os

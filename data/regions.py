@@ -12,6 +12,9 @@ from chromseek.data.errors import BadArgument, printable
 from chromseek.data.genome import Assembly
 
 _REGION = re.compile(r"([^\s:]+):([\d,]+)-([\d,]+)")
+_POSITION = re.compile(
+    r"[0-9][0-9,]{0,30}"
+)  # what int() takes without its commas: ASCII, a digit, not thousands of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def parse_region(text: str, assembly: Assembly) -> tuple[int, int, int]:
     Raises BadArgument for another form, an unknown chromosome, start not before end, or an end past the chromosome.
     """
     match = _REGION.fullmatch(text.strip())
-    if match is None or not match[2].isascii() or not match[3].isascii():
+    if match is None or not _POSITION.fullmatch(match[2]) or not _POSITION.fullmatch(match[3]):
         raise BadArgument(
             f"not a region: {printable(text)}", code="REGION-FORM", got=text, fix="write it as chr1:1000-2000"
         )

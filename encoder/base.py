@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chromseek.data.errors import BadArgument, BadData, NotFound, printable
-from chromseek.data.genome import assembly
+from chromseek.data.genome import ASSEMBLIES, assembly
 from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
 
@@ -88,6 +88,7 @@ def save(encoder: Encoder, folder: Path) -> list[Path]:
         "assembly": universe.assembly.name,
         "universe": {"regions": len(universe), "digest": universe.digest},
         "dim": encoder.dim,
+        "fingerprint": fingerprint(encoder),
         **encoder.config(),
     }
     files[0].write_text(json.dumps(described, indent=2) + "\n")
@@ -126,22 +127,35 @@ def load(folder: str | Path, universe: Universe | None = None) -> Encoder:
         )
     made = encoder_class(config["model_type"])
     encoder: Encoder = made.from_parts(config, _read_arrays(paths["model.safetensors"]), universe)
+    if encoder.dim != config["dim"]:
+        raise _bad_config(paths["config.json"], f"it says {config['dim']} dimensions, the weights have {encoder.dim}")
+    if config.get("fingerprint") not in (None, fingerprint(encoder)):  # folders of other tools have none
+        raise BadData(
+            "the weights or settings are not those that were saved",
+            code="ENCODER-DAMAGED",
+            file=str(folder),
+            fix="copy the encoder folder again, whole",
+        )
     return encoder
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    """Read the settings. Raises BadData when they are no settings."""
     try:
         config = json.loads(path.read_text())
-        missing = [key for key in ("model_type", "assembly", "universe", "dim") if key not in config]
-    except (ValueError, TypeError) as error:
-        raise BadData(
-            f"not JSON: {error}", code="ENCODER-CONFIG", file=str(path), fix="copy the encoder folder again"
-        ) from None
-    if missing:
-        raise BadData(
-            f"lacks {', '.join(missing)}", code="ENCODER-CONFIG", file=str(path), fix="copy the encoder folder again"
-        )
+        fits = [isinstance(config["model_type"], str), config["assembly"] in ASSEMBLIES]
+        fits += [isinstance(config["universe"]["digest"], str), isinstance(config["dim"], int)]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _bad_config(path, f"not JSON with settings ({printable(error)})") from None
+    except KeyError as error:
+        raise _bad_config(path, f"lacks {error.args[0]}") from None
+    if not all(fits):
+        raise _bad_config(path, "model_type, assembly, universe or dim is not what it should be")
     return dict(config)
+
+
+def _bad_config(path: Path, what: str) -> BadData:
+    return BadData(what, code="ENCODER-CONFIG", file=str(path), fix="copy the encoder folder again, whole")
 
 
 def _read_arrays(path: Path) -> Arrays:
@@ -159,9 +173,9 @@ def _read_arrays(path: Path) -> Arrays:
         )
     try:
         arrays: Arrays = load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise BadData(
-            f"not readable as safetensors: {error}",
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise BadData(  # TypeError and the like: numbers of a kind that numpy lacks
+            f"not readable as safetensors: {printable(error)}",
             code="ENCODER-WEIGHTS",
             file=str(path),
             fix="copy the encoder folder again",

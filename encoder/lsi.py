@@ -80,6 +80,13 @@ class LSI:
         idf = np.divide(len(sample), df, out=np.zeros(len(df)), where=df > 0).astype(np.float32)
         matrix = _log_tf_idf(sample, idf)
         rank = min(dim + 1, *(n - 1 for n in matrix.shape))
+        if rank < 1:
+            raise BadData(
+                f"{len(sample)} sets over {len(universe)} regions leave nothing to tell them apart by",
+                code="LSI-FEW",
+                got=len(universe),
+                fix="give a universe of more regions",
+            )
         left, _, right = randomized_svd(matrix, rank, n_iter=3, random_state=seed)
         first = _depth_component(left[:, 0], sample.sizes) if rank > 1 else 0
         components = np.ascontiguousarray(right[first : first + dim].T)

@@ -73,7 +73,8 @@ def build(path: str | Path, plan: Plan, *, n_bytes: int = 0) -> Store:
     made = _made_before(Path(path), digest)
     if made is not None:
         return made
-    fresh = not os.path.lexists(path)
+    existed = os.path.lexists(path)
+    fresh = not existed or (Path(path).is_dir() and not any(Path(path).iterdir()))
     store = Store.create(path)
     with store.write("build") as writer:
         if writer.parent is not None:
@@ -96,6 +97,8 @@ def build(path: str | Path, plan: Plan, *, n_bytes: int = 0) -> Store:
             writer.drop_work(journal.work.name)
             if fresh:
                 shutil.rmtree(store.path, ignore_errors=True)
+            if fresh and existed:
+                store.path.mkdir()
             raise
         universe = writer.new_file("universe.bed.gz")
         encoder.universe.save(universe)

@@ -4,13 +4,14 @@ A segment keeps its vectors as float16 in `vectors.npy`, memory-mapped: they are
 view has beside them `codes.faiss`, an inverted file of 8-bit codes that only proposes candidates. All segments of
 a view share one coarse quantiser, so that a query is compared with the centroids once.
 
-FAISS and OpenMP are set here and nowhere else: the BLAS threshold (the default makes batches 18 times slower), one
+FAISS is set here and nowhere else: the BLAS threshold (the default makes batches 18 times slower), one
 thread for a single query, all cores for a batch.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from chromseek.data.tokens import offsets_of
 faiss.cvar.distance_compute_blas_threshold = 800
 BATCH = 16  # from this many queries on, all cores work on one call
 BLOCK = 1 << 22  # vector elements converted to float32 at a time
+PIECE = 32_000  # elements that torch converts on one thread
 SCORES = 1 << 24  # scores of a block that are held at a time
 SHORT_LIST = 4  # candidates per wanted hit that the exact re-rank sees
 SPARE = 8  # places beyond the wanted ones in which near-ties at the last rank are looked for first
 NEAR = 1e-5  # more than the rounding errors by which a matrix product may differ from `scored`
+RECENT = 8  # row sets that are kept as the lists take them
 MIN_PROBED = 64  # rows that the probed lists hold at least, for each wanted hit
 
 
@@ -61,7 +64,9 @@ class Vectors:
         self._lists = [_Lists(path, part) for path, part in zip(codes, self._parts, strict=True)] if codes else []
         self._centroids = self._lists[0].centroids() if self._lists else None
         self._whole: NDArray[np.float32] | None = None
-        self._sizes = np.sum([lists.sizes for lists in self._lists], axis=0, initial=0)
+        sizes = np.sum([lists.sizes for lists in self._lists], axis=0, initial=0)
+        self._everything = _Allowed(self.offsets[:0], sizes, [None] * len(self._lists))
+        self._recent: list[_Allowed] = []
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
@@ -126,21 +131,16 @@ class Vectors:
         """
         assert self._centroids is not None
         best_rows, best = _no_rows(len(queries), k)
-        selectors: list[Any] = [None] * len(self._lists)
-        sizes = self._sizes
-        if rows is not None:
-            if len(rows) == 0:
-                return best_rows, best
-            parts = [rows[a:b] - first for a, b, first in self._cuts(rows)]
-            sizes = np.sum([lists.count(part) for lists, part in zip(self._lists, parts, strict=True)], axis=0)
-            selectors = [lists.selector(part) for lists, part in zip(self._lists, parts, strict=True)]
-        step = max(1, BLOCK // (SHORT_LIST * k * self.dim))
+        if rows is not None and len(rows) == 0:
+            return best_rows, best
+        allowed = self._everything if rows is None else self._prepared(rows)
+        step = max(1, BLOCK // (SHORT_LIST * k * self.dim * len(self._lists)))
         for start in range(0, len(queries), step):
             some = queries[start : start + step]
-            nearest, similarity = _lists_to_probe(scored(some, self._centroids), sizes, n_probe, MIN_PROBED * k)
+            nearest, similarity = _lists_to_probe(scored(some, self._centroids), allowed.sizes, n_probe, MIN_PROBED * k)
             found = []
             with threads(len(some)):
-                for lists, first, selector in zip(self._lists, self.offsets[:-1], selectors, strict=True):
+                for lists, first, selector in zip(self._lists, self.offsets[:-1], allowed.selectors, strict=True):
                     local = lists.candidates(some, SHORT_LIST * k, nearest, similarity, selector)
                     found.append(np.where(local >= 0, local + first, -1))
             candidates = np.hstack(found)
@@ -149,10 +149,28 @@ class Vectors:
             best_rows[start : start + step], best[start : start + step] = ranked(candidates, scores, k)
         return best_rows, best
 
-    def _cuts(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
-        """Where sorted rows pass from one segment to the next: start, stop, first row of the segment."""
-        cuts = np.searchsorted(rows, self.offsets)
-        yield from zip(cuts[:-1].tolist(), cuts[1:].tolist(), self.offsets[:-1].tolist(), strict=True)
+    def _prepared(self, rows: NDArray[np.int64]) -> "_Allowed":
+        """Sorted rows as the lists take them; kept for the last few arrays, which a filter gives again unchanged."""
+        for one in self._recent:
+            if one.rows is rows:
+                return one
+        cuts = np.searchsorted(rows, self.offsets).tolist()
+        parts = [rows[a:b] - first for a, b, first in zip(cuts, cuts[1:], self.offsets.tolist(), strict=False)]
+        sizes = np.sum([lists.count(part) for lists, part in zip(self._lists, parts, strict=True)], axis=0)
+        selectors = [lists.selector(part) for lists, part in zip(self._lists, parts, strict=True)]
+        made = _Allowed(rows, sizes, selectors)
+        if not rows.flags.writeable:
+            self._recent = [made, *self._recent[: RECENT - 1]]
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Allowed:
+    """Rows that a search may find."""
+
+    rows: NDArray[np.int64]  # sorted
+    sizes: NDArray[np.int64]  # (lists) how many of them lie in each list
+    selectors: list[Any]  # the rows of each segment as FAISS takes them; None allows all
 
 
 class _Lists:
@@ -277,16 +295,17 @@ def _block_best(
     queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The best rows of one block with room for ties: positions (q, m) or -1, scores (q, m)."""
-    rough = queries @ vectors.T
+    # A matrix product is faster, but BLAS wakes other cores for it: where they are busy, a single query waits for them.
+    rough = scored(queries, vectors) if len(queries) < BATCH else queries @ vectors.T
     wanted, room = min(k, len(vectors)), min(k + SPARE, len(vectors))
-    values, places = torch.topk(torch.from_numpy(rough), room, dim=1)
-    found: NDArray[np.int64] = places.numpy()
+    found = np.argpartition(rough, len(vectors) - room, axis=1)[:, len(vectors) - room :]
     scores = scored(queries, vectors[found])
     if room == len(vectors):
         return found, scores
     # Where all spare places nearly tie with the last wanted one, others outside them may belong inside.
-    least = values.numpy()[:, wanted - 1] - NEAR
-    for query in np.flatnonzero(values.numpy()[:, -1] >= least).tolist():
+    inside = np.take_along_axis(rough, found, 1)
+    least = np.partition(inside, room - wanted, axis=1)[:, room - wanted] - NEAR
+    for query in np.flatnonzero(inside.min(axis=1) >= least).tolist():
         near = np.flatnonzero(rough[query] >= least[query])
         best = ranked(near[None], scored(queries[query : query + 1], vectors[near]), room)
         found[query], scores[query] = best[0][0], best[1][0]
@@ -320,8 +339,12 @@ def _lists_to_probe(
 
 
 def _float32(half: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Convert; torch does it several times faster than numpy."""
-    return torch.from_numpy(half).float().numpy()
+    """Convert; torch does it several times faster than numpy, in pieces that it does not wake other threads for."""
+    out = np.empty(half.shape, np.float32)
+    source, target = torch.from_numpy(half.reshape(-1)), torch.from_numpy(out.reshape(-1))
+    for start in range(0, half.size, PIECE):
+        target[start : start + PIECE] = source[start : start + PIECE]
+    return out
 
 
 def _mapped(path: Path) -> NDArray[np.float16]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from chromseek.data.errors import BadArgument, printable
+from chromseek.data.h5ad_check import check_h5ad
 from chromseek.data.sources import ReadOptions
 from chromseek.indexer.filter_tree import IsNull
 from chromseek.search.query import Question
@@ -32,10 +33,10 @@ def annotate(
 ) -> "AnnData":
     """Transfer labels to the query's cells by a weighted vote of their k nearest cells in the atlas.
 
-    Writes `obs["<label>_pred"]` and `obs["<label>_conf"]` (numbers: `_pred` and `_sd`), `obsm["X_chromseek"]` and
-    `uns["chromseek"]` (receipt, coverage). AnnData is changed in place unless `copy`; a path is read. The
-    confidence is the winner's share of the neighbours' weight; it is not calibrated. Cells without a token get
-    no label and confidence 0.
+    Writes `obs["<label>_pred"]` and `obs["<label>_conf"]` (decimal numbers: `_pred` and `_sd`),
+    `obsm["X_chromseek"]` and `uns["chromseek"]` (receipt, coverage). AnnData is changed in place unless `copy`; a
+    path is read. The confidence is the winner's share of the neighbours' weight; it is not calibrated, and a type
+    that the atlas lacks gets the label of its nearest. Cells without a token get no label and confidence 0.
     """
     labels = [label] if isinstance(label, str) else list(dict.fromkeys(label))
     _check_labels(atlas, labels)
@@ -88,6 +89,7 @@ def _adata(query: Any, question: Question, *, copy: bool) -> "AnnData":
             return query
         return query.to_memory() if query.isbacked else query.copy()
     if isinstance(query, str | Path) and Path(query).suffix.lower() in (".h5ad", ".h5"):
-        return read_h5ad(query)  # resolve() has checked it
+        check_h5ad(Path(query))  # all of it: anndata loads layers and graphs that the search did not look at
+        return read_h5ad(query)
     obs = pd.DataFrame(index=range(len(question))) if question.metadata is None else question.metadata
     return AnnData(obs=obs.set_index(pd.Index(question.names, name="barcode")))

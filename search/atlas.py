@@ -33,6 +33,7 @@ from chromseek.search.measure import CHANCE, N_REGIONS, N_SETS, choose_probes, s
 
 __all__ = ["COLLECTIONS", "Atlas", "build", "open", "plan_build"]
 
+STALE = 0.05  # share of rows changed since the calibration from which a warning says so
 COLLECTIONS = ("cells", "regions", "beds")
 
 
@@ -90,8 +91,7 @@ class Atlas:
 
     def collection(self, name: str) -> Collection:
         """A collection by name. Raises NotFound when the atlas has none of it, BadArgument after close()."""
-        if self._closed:
-            raise BadArgument("the atlas is closed", code="ATLAS-CLOSED", fix="open it again with chromseek.open")
+        self._check_open()
         if name not in self._collections:
             raise NotFound(
                 f"this atlas has no {printable(name)}",
@@ -100,6 +100,10 @@ class Atlas:
                 fix=f"it has {', '.join(self._collections)}; `chromseek add` takes --cells and --beds",
             )
         return self._collections[name]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BadArgument("the atlas is closed", code="ATLAS-CLOSED", fix="open it again with chromseek.open")
 
     @property
     def cells(self) -> Collection:
@@ -126,6 +130,7 @@ class Atlas:
 
         What was calibrated stays in use; info() says on which version it was made.
         """
+        self._check_open()
         read = read or ReadOptions()
         assembly = self.universe.assembly
         found = sources_of(cells, beds, read, assembly)
@@ -157,6 +162,7 @@ class Atlas:
 
     def calibrate(self) -> None:
         """Measure recall and the sanity of each direction on this version, and store both in a new one."""
+        self._check_open()
         recalls = {}
         for name, collection in self._collections.items():
             if collection.vectors.n_lists:
@@ -234,10 +240,12 @@ class Atlas:
             for direction, score in calibration.get("sanity", {}).items()
             if score is not None and score <= CHANCE
         ]
-        changed = self._changed_since(calibration) if calibration else 0
-        if changed:
-            share = changed / max(1, sum(map(len, self._collections.values())))
-            found.append(f"calibrated at v{calibration['made_at']}, {share:.0%} of rows since; run calibrate()")
+        changed = self._changed_since(calibration) if calibration else 0.0
+        if changed >= STALE:
+            found.append(
+                f"calibrated at v{calibration['made_at']}, {changed:.0%} of rows since: run `chromseek calibrate` "
+                "or atlas.calibrate()"
+            )
         if not self.content.get("keep_tokens", True):
             found.append("the token sets of cells were not kept: no sanity of searches by or of cells was measured")
         for name, entry in self.content["collections"].items():
@@ -248,14 +256,16 @@ class Atlas:
                     )
         return found
 
-    def _changed_since(self, calibration: Mapping[str, Any]) -> int:
-        """How many rows were added or deleted since a calibration."""
-        changed = 0
+    def _changed_since(self, calibration: Mapping[str, Any]) -> float:
+        """The share of rows added or deleted since a calibration, in the collection that changed most."""
+        shares = [0.0]
         for name, entry in self.content["collections"].items():
             ever, live = calibration["n_ever"].get(name, 0), calibration["n_rows"].get(name, 0)
-            deleted = entry["next_id"] - len(self._collections[name])
-            changed += (entry["next_id"] - ever) + (deleted - (ever - live))
-        return changed
+            now = len(self._collections[name])
+            deleted = entry["next_id"] - now
+            changed = (entry["next_id"] - ever) + (deleted - (ever - live))
+            shares.append(min(1.0, changed / max(1, now)))
+        return max(shares)
 
     def annotate(
         self,
@@ -324,7 +334,7 @@ def build(
     universe: str | Path | Universe | Any = None,
     encoder: str | Path | Encoder = "lsi",
     *,
-    labels: Sequence[str] = (),
+    labels: str | Sequence[str] = (),
     groups: str | None = None,
     assembly: str | None = None,
     genes: str | Path | None = None,
@@ -339,7 +349,8 @@ def build(
     beds: a folder, a glob, a manifest (TSV, CSV or Parquet with a `path` or `file` column), or a list of paths.
     universe: a BED file, frame or Universe; without it the regions of the first cells file serve.
     encoder: the name of one to fit, a saved folder, or an Encoder.
-    labels, groups: obs columns to calibrate for, and the one (donor, library) to be left out whole in doing so.
+    labels, groups: obs columns that annotations are meant for, and the one (donor, library) to leave out whole when
+        they are judged; recorded in the atlas. Any other column can be transferred too.
     assembly: hg19, hg38 or mm10; guessed from the regions where they allow.
     genes: GTF or BED with symbols: the regions get their nearest gene and its distance.
     read: how files are read: chain, blacklist (its regions leave the universe too), chromosome names, bad lines.

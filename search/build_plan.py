@@ -22,7 +22,7 @@ def plan_build(
     universe: Any,
     encoder: str | Path | Encoder,
     *,
-    labels: Sequence[str],
+    labels: str | Sequence[str],
     groups: str | None,
     assembly: str | None,
     genes: str | Path | None,
@@ -33,10 +33,11 @@ def plan_build(
 ) -> Plan:
     """Check everything that can be known before work begins: inputs, universe, assembly, encoder, labels."""
     read = read or ReadOptions()
-    if cells is None and beds is None:
+    labels = (labels,) if isinstance(labels, str) else tuple(labels)
+    if not any(given is not None and (not isinstance(given, list | tuple) or given) for given in (cells, beds)):
         raise BadArgument("nothing to build from", code="BUILD-NOTHING", fix="give cells=, beds= or both")
-    if not 2 <= dim <= 4096:
-        raise BadArgument(f"dim is {dim}", code="DIM-RANGE", got=dim, fix="choose from 2 to 4096; 64 is the default")
+    _check_number("dim", dim, 2, 4096, "64 is the default")
+    _check_number("seed", seed, 0, 2**32 - 1, "any of them will do")
     known = None if assembly is None else assembly_named(assembly)
     chosen: Encoder | str = encoder if isinstance(encoder, str) and encoder in ENCODERS else _encoder(encoder)
     if isinstance(chosen, str):
@@ -51,10 +52,25 @@ def plan_build(
                 fix="leave universe= out, or fit a new encoder",
             )
         regions = chosen.universe
+    if known is not None and known != regions.assembly:
+        raise BadArgument(
+            f"assembly is {known.name}, but the universe is {regions.assembly.name}",
+            code="BUILD-ASSEMBLY",
+            got=known.name,
+            fix="leave assembly out, or give a universe of it",
+        )
     found = sources_of(cells, beds, read, regions.assembly)
     _check_columns(found[0], [*labels, *([groups] if groups else [])])
     table = None if genes is None else Genes.load(genes, regions.assembly)
-    return Plan(regions, tuple(found[0]), tuple(found[1]), chosen, dim, table, tuple(labels), groups, keep_tokens, seed)
+    return Plan(regions, tuple(found[0]), tuple(found[1]), chosen, dim, table, labels, groups, keep_tokens, seed)
+
+
+def _check_number(name: str, value: object, least: int, most: int, fix: str) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or not least <= value <= most:
+        message = f"{name} is {printable(value)}"
+        raise BadArgument(
+            message, code=f"{name.upper()}-RANGE", got=printable(value), fix=f"choose from {least} to {most}; {fix}"
+        )
 
 
 def _encoder(encoder: str | Path | Encoder) -> Encoder:
@@ -74,7 +90,13 @@ def _universe(universe: Any, cells: Any, read: ReadOptions, assembly: Any) -> Un
     if isinstance(universe, Universe):
         return universe
     if universe is not None:
-        bed = read_bed(universe, assembly=assembly, rename_chroms=read.rename_chroms, on_bad_line=read.on_bad_line)
+        bed = read_bed(
+            universe,
+            assembly=assembly,
+            rename_chroms=read.rename_chroms,
+            on_bad_line=read.on_bad_line,
+            max_regions=read.max_regions,
+        )
         return Universe.of(bed.regions)
     if cells is None:
         raise BadArgument(

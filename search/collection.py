@@ -1,6 +1,6 @@
 """One collection of an atlas version: its rows, its vectors, and the search over them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,19 @@ from chromseek.data.errors import BadArgument, NotFound, printable
 from chromseek.data.sources import ReadOptions
 from chromseek.encoder.base import Encoder
 from chromseek.indexer.filter_sql import check
-from chromseek.indexer.filter_tree import And, Compare, Filter, IsNull, Or, to_json
+from chromseek.indexer.filter_tree import Filter, to_json
 from chromseek.indexer.metadata import Metadata
 from chromseek.indexer.vectors import Vectors
-from chromseek.search import plan, query
+from chromseek.search import plan
+from chromseek.search import query as questions
+from chromseek.search.cautions import cautions
+from chromseek.search.exclusion import groups, held_values, together
 from chromseek.search.filters import from_json, parse
 from chromseek.search.hits import Hits
 from chromseek.search.query import Question, StoredVectors
 
 MAX_K = 10_000
+MAX_PLACES = 50_000_000  # queries times k
 DEFAULT_PROBES = 32
 
 
@@ -80,6 +84,11 @@ class Collection:
         """The metadata of rows by id, in that order. Raises NotFound for an unknown or deleted id."""
         return self.metadata.take(self.rows_of(ids), columns)
 
+    def _take(self, rows: NDArray[np.int64], columns: Sequence[str] | None) -> pa.Table:
+        """The metadata of rows by position, for hits."""
+        self._check_open()
+        return self.metadata.take(rows, columns)
+
     def vectors_of(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """The vectors of rows by id, (n, dim)."""
         return self.vectors.get(self.rows_of(ids))
@@ -115,13 +124,13 @@ class Collection:
     def _allowed(self, tree: Filter | None) -> NDArray[np.int64]:
         return self._live if tree is None else self.metadata.where(tree)
 
-    def resolve(self, asked: Any, read: ReadOptions | None = None) -> Question:
+    def resolve(self, query: Any, read: ReadOptions | None = None) -> Question:
         """A query in any form as vectors; see chromseek.search.query."""
-        return query.resolve(asked, self._encoder, self.name, self._stored, read or ReadOptions())
+        return questions.resolve(query, self._encoder, self.name, self._stored, read or ReadOptions())
 
     def search(
         self,
-        asked: Any,
+        query: Any,
         k: int = 10,
         *,
         where: str | Mapping[str, Any] | Filter | None = None,
@@ -134,7 +143,7 @@ class Collection:
     ) -> Hits:
         """Find the k rows most like each query.
 
-        asked: cells (AnnData, h5ad, fragments), a BED set (path, frame, pyranges), regions (`chr1:1000-2000`, a list),
+        query: cells (AnnData, h5ad, fragments), a BED set (path, frame, pyranges), regions (`chr1:1000-2000`, a list),
             stored ids, vectors, or a dict of these by name.
         where: only rows that match, as text (`tissue = 'blood' AND n_fragments > 1000`) or its JSON form.
         exact: compare with every allowed row instead of the nearest lists.
@@ -149,38 +158,14 @@ class Collection:
         """
         self._check_open()
         _check_range(k, max_distance)
-        question = self.resolve(asked, read)
-        if centroid:
-            question, _ = query.centroid(question)
-        if unlike is not None:
-            question = query.unlike(question, self.resolve(unlike, read))
         tree = self.filter(where)
         columns = [exclude_same] if isinstance(exclude_same, str) else exclude_same and list(exclude_same)
-        own = self._own_rows(question)
-        wanted = min(k + (own is not None), max(1, self.metadata.n_rows))
-        rows = np.full((len(question), k), -1, np.int64)
-        scores = np.full((len(question), k), -np.inf, np.float32)
-        reasons, paths = dict(question.reasons), set()
-        for members, limit in self._groups(question, tree, columns):
-            allowed = self._allowed(limit)
-            members = members[question.vectors[members].any(axis=1)]
-            if len(allowed) == 0:
-                why = "no row matches the filter" if tree is not None else "exclude_same leaves no row"
-                reasons |= dict.fromkeys(members.tolist(), why if limit is not None else f"there are no {self.name}")
-            if len(allowed) == 0 or len(members) == 0:
-                continue
-            chosen = plan.choose(self.vectors, len(allowed), exact=exact, n_probe=self._n_probe)
-            paths.add(chosen.path)
-            limited = None if len(allowed) == self.metadata.n_rows else allowed
-            found, close = plan.run(chosen, self.vectors, question.vectors[members], wanted, limited)
-            if own is not None:
-                found, close = _without(found, close, own[members])
-            rows[members, : found.shape[1]], scores[members, : found.shape[1]] = found[:, :k], close[:, :k]
-        why = "no other row to compare with"
+        question, parts = self._asked(query, read, columns, tree, centroid=centroid, unlike=unlike)
+        rows, scores, reasons, paths = self._nearest(question, parts, k, exact=exact)
         if max_distance is not None:
             far = scores < 1 - max_distance - 1e-6
             rows[far], scores[far] = -1, -np.inf
-            why = f"nothing within distance {max_distance:g}"
+        why = "no other row to compare with" if max_distance is None else f"nothing within distance {max_distance:g}"
         for place in np.flatnonzero(rows[:, 0] < 0).tolist():
             reasons.setdefault(place, why)
         receipt = self._receipt | {
@@ -195,10 +180,78 @@ class Collection:
             "n_probe": self._n_probe if "lists" in paths else None,
             "recall@10": self._recall if "lists" in paths else 1.0,
         }
-        if question.notes:
-            receipt["notes"] = list(question.notes)
+        doubts = cautions(question.coverage, scores, assembly=self._receipt["assembly"], collection=self.name)
+        if question.notes or doubts:
+            receipt["notes"] = [*question.notes, *doubts]
         ids = np.where(rows >= 0, self.ids[rows], -1) if len(self.ids) else rows
-        return Hits(ids, scores, rows, question.names, question.coverage, reasons, receipt, self.metadata.take)
+        return Hits(ids, scores, rows, question.names, question.coverage, reasons, receipt, self._take)
+
+    def _asked(
+        self,
+        query: Any,
+        read: ReadOptions | None,
+        columns: Sequence[str] | None,
+        tree: Filter | None,
+        *,
+        centroid: bool,
+        unlike: Any,
+    ) -> tuple[Question, list[tuple[NDArray[np.int64], Filter | None]]]:
+        """The question, and its parts: numbers of queries that share a row set, with the filter for it."""
+        question = self.resolve(query, read)
+        held = None if columns is None else held_values(self._metadata_of(question), columns, self.schema.names)
+        if centroid:
+            question, _ = questions.centroid(question)
+            held = None if held is None else together(held)
+        if unlike is not None:
+            question = questions.unlike(question, self.resolve(unlike, read))
+        if held is None or columns is None:
+            return question, [(np.arange(len(question)), tree)]
+        return question, list(groups(held, columns, tree))
+
+    def _nearest(
+        self,
+        question: Question,
+        parts: Sequence[tuple[NDArray[np.int64], Filter | None]],
+        k: int,
+        *,
+        exact: bool,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], dict[int, str], set[str]]:
+        """Rows (q, k) and scores (q, k), why queries have none, and the paths taken."""
+        if len(question) * k > MAX_PLACES:
+            raise BadArgument(
+                f"{len(question):,} queries with k = {k} are {len(question) * k:,} hits",
+                code="K-RANGE",
+                got=int(k),
+                fix=f"choose a smaller k, or search in parts: {MAX_PLACES:,} at most",
+            )
+        own = self._own_rows(question)
+        wanted = min(k + (own is not None), max(1, self.metadata.n_rows))
+        rows = np.full((len(question), k), -1, np.int64)
+        scores = np.full((len(question), k), -np.inf, np.float32)
+        reasons, paths = dict(question.reasons), set()
+        for numbers, limit in parts:
+            allowed = self._allowed(limit)
+            members = numbers[question.vectors[numbers].any(axis=1)]
+            if len(allowed) == 0:
+                why = "no row matches the filter" if limit is not None else f"there are no {self.name}"
+                reasons |= dict.fromkeys(members.tolist(), why)
+            if len(allowed) == 0 or len(members) == 0:
+                continue
+            chosen = plan.choose(self.vectors, len(allowed), wanted, exact=exact, n_probe=self._n_probe)
+            paths.add(chosen.path)
+            limited = None if len(allowed) == self.metadata.n_rows else allowed
+            found, close = plan.run(chosen, self.vectors, question.vectors[members], wanted, limited)
+            if own is not None:
+                found, close = _without(found, close, own[members])
+            rows[members, : found.shape[1]], scores[members, : found.shape[1]] = found[:, :k], close[:, :k]
+        return rows, scores, reasons, paths
+
+    def _metadata_of(self, question: Question) -> pd.DataFrame | None:
+        """What is known of each query: of stored rows their own metadata, else what its file had."""
+        if question.stored is None:
+            return question.metadata
+        where, ids = question.stored
+        return self.get(ids).to_pandas() if where == self.name else None
 
     def _own_rows(self, question: Question) -> NDArray[np.int64] | None:
         """The rows that the queries themselves are, if they are stored here."""
@@ -206,58 +259,13 @@ class Collection:
             return None
         return self.rows_of(question.stored[1])
 
-    def _groups(
-        self, question: Question, tree: Filter | None, columns: Sequence[str] | None
-    ) -> Iterator[tuple[NDArray[np.int64], Filter | None]]:
-        """Queries that share a row set: their numbers and the filter; one group without columns to exclude by."""
-        if columns is None:
-            yield np.arange(len(question)), tree
-            return
-        members: dict[tuple[Any, ...], list[int]] = {}
-        for place, key in enumerate(zip(*self._values(question, columns), strict=True)):
-            members.setdefault(key, []).append(place)
-        for key, places in members.items():
-            others = [
-                Or((Compare(column, "ne", value), IsNull(column)))
-                for column, value in zip(columns, key, strict=True)
-                if value is not None
-            ]
-            parts = (*others, *([] if tree is None else [tree]))
-            yield np.array(places), check(And(parts), self.schema) if parts else None
-
-    def _values(self, question: Question, columns: Sequence[str]) -> list[list[Any]]:
-        """What the queries hold in some columns, None where they hold nothing."""
-        if question.stored is not None:
-            frame = self._stored_metadata(question, columns)
-        else:
-            frame = question.metadata if question.metadata is not None else pd.DataFrame()
-        missing = [c for c in columns if c not in frame.columns or c not in self.schema.names]
-        if missing or not columns:
-            raise BadArgument(
-                f"exclude_same: the query, or the atlas, has no column {printable(missing[0] if missing else '')}",
-                code="EXCLUDE-COLUMN",
-                got=printable(missing),
-                fix=f"the query has {', '.join(map(str, frame.columns[:8])) or 'no metadata'}",
-            )
-        return [[None if pd.isna(value) else _plain(value) for value in frame[column]] for column in columns]
-
-    def _stored_metadata(self, question: Question, columns: Sequence[str]) -> pd.DataFrame:
-        assert question.stored is not None
-        if question.stored[0] != self.name:
-            raise BadArgument(
-                "exclude_same needs queries of the searched collection, or a file with metadata",
-                code="EXCLUDE-STORED",
-                fix=f"leave exclude_same out, or filter with where=, when {self.name} are searched with other rows",
-            )
-        there = [c for c in columns if c in self.schema.names]
-        frame: pd.DataFrame = self.get(question.stored[1], there).to_pandas()
-        return frame
-
 
 def _as_ids(ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     given = np.asarray(ids)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):  # objects are numbers past 64 bits
-        raise BadArgument(f"not ids: {printable(ids)}", code="ID", fix="give a list of whole numbers, as hits show them")
+        raise BadArgument(
+            f"not ids: {printable(ids)}", code="ID", fix="give a list of whole numbers, as hits show them"
+        )
     return given.astype(np.int64)
 
 
@@ -275,10 +283,6 @@ def _check_range(k: int, max_distance: float | None) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _without(

@@ -2,6 +2,8 @@
 
 import errno
 import gzip
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ def export(collection: Collection, path: Path, *, where: Any, overwrite: bool) -
         writer(collection, ids, draft)
         draft.replace(path)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
         raise StorageError(
             f"cannot write: {printable(error.strerror or error)}",
             code="OUTPUT-WRITE",
@@ -82,7 +84,11 @@ def _parquet(collection: Collection, ids: NDArray[np.int64], path: Path) -> None
 def _h5ad(collection: Collection, ids: NDArray[np.int64], path: Path) -> None:
     from anndata import AnnData
 
-    obs = collection.get(ids).to_pandas()
+    table = collection.get(ids)
+    needed = table.nbytes + 4 * len(ids) * collection.vectors.dim
+    if shutil.disk_usage(path.parent).free < needed:  # HDF5 does not always live through a full disk
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    obs = table.to_pandas()
     obs.index = pd.Index(obs["dataset"].astype(str) + ":" + obs["name"])
     for name in obs.columns:
         if obs[name].dtype == object:

@@ -39,6 +39,15 @@ class Hits:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __repr__(self) -> str:
+        """One line: how many, of what, and what to mind."""
+        text = f"<Hits: {len(self):,} queries x {self.k} {self.receipt['collection']}, {int(self.found.sum()):,} found"
+        if self.reasons:
+            place, why = next(iter(self.reasons.items()))
+            text += f"; {len(self.reasons):,} without an answer, such as {self.queries[place]!r}: {why}"
+        notes = self.receipt.get("notes", [])
+        return f"{text}; {'; '.join(notes)}>" if notes else f"{text}>"
+
     @property
     def k(self) -> int:
         """Places per query."""
@@ -111,8 +120,9 @@ class Hits:
     def predict(self, columns: str | Sequence[str]) -> pd.DataFrame:
         """Predict metadata of the queries from their kept neighbours, (q rows).
 
-        A text or boolean column gives `<column>_pred` (weighted vote) and `<column>_conf` (the winner's share of the
-        weight of all neighbours that have a value); a number gives `<column>_pred` (weighted mean) and `<column>_sd`.
+        Text, true/false and whole numbers (a cluster's number is its name) give `<column>_pred` by weighted vote and
+        `<column>_conf`, the winner's share of the weight of all neighbours that have a value; decimal numbers give
+        `<column>_pred`, the weighted mean, and `<column>_sd`.
         Queries without a neighbour with a value get null and 0. Weights fall with distance relative to the query's own
         neighbours, so the scale of the space does not matter.
         """
@@ -122,13 +132,15 @@ class Hits:
         out: dict[str, Any] = {}
         for name in names:
             column = table[name]
-            if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+            if pa.types.is_floating(column.type):
                 values = column.to_numpy().astype(np.float64).reshape(self.ids.shape)
                 out[f"{name}_pred"], out[f"{name}_sd"] = weighted_mean(values, weights)
             else:
                 labels, codes = encode_labels(column)
                 winner, share = _votes(codes.reshape(self.ids.shape), weights, len(labels))
-                out[f"{name}_pred"] = np.append(labels, None)[winner]  # type: ignore[call-overload]
+                predicted = np.append(labels, None)[winner]  # type: ignore[call-overload]
+                whole = pa.types.is_integer(column.type)
+                out[f"{name}_pred"] = pd.array(pd.to_numeric(predicted), "Int64") if whole else predicted
                 out[f"{name}_conf"] = share
         return pd.DataFrame(out, index=pd.Index(self.queries, name="query"))
 

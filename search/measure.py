@@ -24,7 +24,7 @@ def recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
     return float(np.mean(shares)) if shares else 1.0
 
 
-def choose_probes(vectors: Vectors, *, target: float = 0.99, k: int = 10) -> tuple[int, float]:
+def choose_probes(vectors: Vectors, *, target: float = 0.98, k: int = 10) -> tuple[int, float]:
     """The fewest probed lists that reach a recall of `target` on stored rows, and the recall measured with them."""
     rows = np.random.default_rng(0).permutation(len(vectors))[: 2 * N_QUERIES]
     queries = vectors.get(np.sort(rows))
@@ -35,7 +35,7 @@ def choose_probes(vectors: Vectors, *, target: float = 0.99, k: int = 10) -> tup
         reached = (recall(vectors.probed(queries, k + 1, n_probe)[0], truth) * (k + 1) - 1) / k
         if reached >= target or n_probe >= vectors.n_lists:
             return min(n_probe, vectors.n_lists), round(reached, 4)
-        n_probe = int(n_probe * 1.5)
+        n_probe = int(n_probe * 1.25)
 
 
 def sanity(samples: Mapping[str, tuple[TokenSets, NDArray[np.float32]]], n_tokens: int) -> dict[str, float | None]:

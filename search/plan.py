@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from chromseek.indexer.vectors import Vectors
+from chromseek.indexer.vectors import MIN_PROBED, Vectors
 
 GATHER = 20_000  # rows; up to here an exact scan of the matching rows costs little more than probing
 
@@ -18,9 +18,10 @@ class Plan:
     n_probe: int
 
 
-def choose(vectors: Vectors, n_allowed: int, *, exact: bool, n_probe: int) -> Plan:
-    """Choose by cost: exact when asked for, without an index, or when few rows are allowed."""
-    return Plan("exact", 0) if exact or vectors.n_lists == 0 or n_allowed <= GATHER else Plan("lists", n_probe)
+def choose(vectors: Vectors, n_allowed: int, k: int, *, exact: bool, n_probe: int) -> Plan:
+    """Choose by cost: exact when asked for, without an index, or when few rows are allowed or most would be probed."""
+    few = n_allowed <= max(GATHER, MIN_PROBED * k)
+    return Plan("exact", 0) if exact or vectors.n_lists == 0 or few else Plan("lists", n_probe)
 
 
 def run(

@@ -45,7 +45,7 @@ def replay(atlas: "Atlas", receipt: Mapping[str, Any], query: Any, unlike: Any) 
         max_distance=receipt["max_distance"],
         centroid=centroid,
         unlike=_again(other) if unlike is None and other is not None else unlike,
-        read=_read(described),
+        read=_read(described) or _read(other),
     )
 
 

@@ -24,17 +24,16 @@ def vote(
     `codes` (q, k) are labels or -1 for neighbours without one, which do not vote. A tie goes to the label of
     the nearest neighbour among the tied, not to the alphabet. Without voters the winner is -1 with share 0.
     """
-    q, k = codes.shape
-    valid = codes >= 0
-    flat = np.where(valid, codes, 0) + np.arange(q)[:, None] * max(1, n_labels)
-    masses = np.bincount(flat.ravel(), np.where(valid, weights, 0).ravel(), q * max(1, n_labels))
-    masses = masses.reshape(q, max(1, n_labels))
+    queries, valid, width = np.arange(len(codes)), codes >= 0, max(1, n_labels)
+    places = np.where(valid, codes, 0) + queries[:, None] * width
+    masses = np.bincount(places.ravel(), np.where(valid, weights, 0).ravel(), len(codes) * width)
+    masses = masses.reshape(len(codes), width)
     total = masses.sum(axis=1)
     best = masses.max(axis=1)
     shares = np.divide(masses, total[:, None], out=np.zeros_like(masses), where=total[:, None] > 0)
     tied = np.take_along_axis(masses, np.where(valid, codes, 0), 1) >= best[:, None] * (1 - 1e-12)
-    first = np.argmax(tied & valid, axis=1) if k else np.zeros(q, np.int64)
-    winner = np.where(total > 0, codes[np.arange(q), first] if k else -1, -1)
+    nearest = np.argmax(tied & valid, axis=1)
+    winner = np.where(total > 0, codes[queries, nearest], -1)
     share = np.divide(best, total, out=np.zeros_like(best), where=total > 0)
     return winner, share, shares
 

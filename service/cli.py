@@ -58,6 +58,7 @@ for _command, _examples in (
     (commands_search.annotate, commands_search.ANNOTATE_EXAMPLES),
     (commands_search.export, commands_search.EXPORT_EXAMPLES),
     (commands_atlas.info, commands_atlas.INFO_EXAMPLES),
+    (commands_atlas.calibrate, commands_atlas.CALIBRATE_EXAMPLES),
     (commands_atlas.verify, commands_atlas.VERIFY_EXAMPLES),
     (commands_atlas.gc, commands_atlas.GC_EXAMPLES),
     (commands_atlas.serve, commands_atlas.SERVE_EXAMPLES),

@@ -14,6 +14,10 @@ Examples:
   chromseek info blood.atlas
   chromseek info blood.atlas --json | jq .collections.cells.columns
 """
+CALIBRATE_EXAMPLES = """\b
+Examples:
+  chromseek calibrate blood.atlas
+"""
 VERIFY_EXAMPLES = """\b
 Examples:
   chromseek verify blood.atlas
@@ -46,6 +50,20 @@ def info(atlas: o.AtlasPath, *, json: o.Json = False, version: o.Version = None)
     if json:
         say_json(found)
         return
+    for line in info_lines(found):
+        say(line)
+
+
+def calibrate(atlas: o.AtlasPath) -> None:
+    """Measure recall and sanity again."""
+    from chromseek.search.atlas import open as open_atlas
+    from chromseek.service.summary import info_lines
+
+    with open_atlas(atlas) as opened:
+        with if_stopped(lambda: "the atlas is as it was"):
+            opened.calibrate()
+        found = opened.info()
+    warn(found["warnings"])
     for line in info_lines(found):
         say(line)
 

@@ -50,7 +50,10 @@ def build(
         str, typer.Option("--encoder", metavar="NAME|FOLDER", help="What to fit, or a saved encoder.")
     ] = "lsi",
     labels: Annotated[
-        list[str] | None, typer.Option("--labels", metavar="COLUMN...", help="Columns of cells that annotate will use.")
+        list[str] | None,
+        typer.Option(
+            "--labels", metavar="COLUMN...", help="Columns of cells that annotations are meant for; recorded."
+        ),
     ] = None,
     groups: Annotated[
         str | None, typer.Option("--groups", metavar="COLUMN", help="Donor or library: what belongs together.")

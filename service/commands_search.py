@@ -47,7 +47,6 @@ Examples:
 \b
 Parquet and h5ad hold the vectors too; BED holds regions only.
 """
-LEAST_COVERAGE = 0.2  # queries of which less found a token were likely made on another assembly or peak set
 
 
 def search(
@@ -122,10 +121,6 @@ def tell_about(hits: "Hits", took: float, warnings: Sequence[str]) -> None:
     for note in receipt.get("notes", []):
         tell(f"note: {note}")
     warn(warnings)
-    n_low = int(((hits.coverage < LEAST_COVERAGE) & (hits.n_found > 0)).sum())
-    if n_low:
-        what = f"{n_low:,} of {len(hits):,} queries overlap the universe by less than {LEAST_COVERAGE:.0%}"
-        warn([f"{what}: are they of {receipt['assembly']}?"])
     unanswered = [place for place in range(len(hits)) if hits.n_found[place] == 0]
     for place in unanswered[: output.LISTED]:
         tell(f"no hits for {printable(hits.queries[place])}: {reason(hits, place)}")

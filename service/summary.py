@@ -141,6 +141,12 @@ def annotation(adata: Any, labels: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+CAUTION = (
+    "Every cell gets a label of the atlas; a type that the atlas lacks gets that of its nearest. "
+    "Confidence is the agreement of the neighbours, not a calibrated probability."
+)
+
+
 def annotation_lines(found: Mapping[str, Any]) -> list[str]:
     """An annotation as text."""
     lines = [f"{found['cells']:,} cells; median coverage {found['median_coverage']:.0%}"]
@@ -158,7 +164,7 @@ def annotation_lines(found: Mapping[str, Any]) -> list[str]:
             "median confidence": [f"{one['median_confidence']:.2f}" for _, one in values],
         }
         lines += ["", *_table(columns), *([f"and {more} more"] if more else [])]
-    return lines
+    return [*lines, "", CAUTION]
 
 
 def _table(columns: Mapping[str, Sequence[Any]]) -> list[str]:

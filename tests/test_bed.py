@@ -1,6 +1,7 @@
 """BED files: every bad line of the table of bad inputs, what is accepted, and the fast path against the exact one."""
 
 import gzip
+import os
 import random
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from chromseek.data.errors import BadArgument, BadData, ChromseekError, NotFound
 from chromseek.data.genome import assembly
 from chromseek.data.lines import Block
 from chromseek.data.rows import Fault, is_comment, read_line, read_rows
+from chromseek.data.tables import numbers
 
 HG38 = assembly("hg38")
 GOOD = "chr1\t100\t200\nchr2\t300\t400\n"
@@ -184,10 +186,30 @@ def test_bad_lines_can_be_skipped_and_are_kept_aside(tmp_path: Path) -> None:
     bed = read_bed(path, assembly=HG38, on_bad_line="skip")
     assert len(bed.regions) == 4000
     assert bed.notes == ("bad lines are in x.bed.rejected.tsv", "2 bad lines skipped")
-    rejected = (tmp_path / "x.bed.rejected.tsv").read_text().splitlines()
+    header, *rejected = (tmp_path / "x.bed.rejected.tsv").read_text().splitlines()
+    assert header.startswith("# lines that chromseek left out")
     assert rejected == ["1\tend x is not a whole number\tchr1\t9\tx y", "4002\tstart -1 is negative\tchr1\t-1\t5"]
-    assert refusal(write(tmp_path, "chr1\t9\t5\n"), on_bad_line="skip").code == "BED-EMPTY"
-    assert not (tmp_path / "x.bed.rejected.tsv").exists()
+    write(tmp_path, "chr1\t9\t5\n" + GOOD)
+    again = read_bed(path, assembly=HG38, on_bad_line="skip")
+    assert again.notes[0] == "bad lines are in x.bed.rejected.tsv, in place of an earlier one"
+    kept = (tmp_path / "x.bed.rejected.tsv").read_text()
+    assert kept.splitlines()[1:] == ["1\tstart 9 is after end 5\tchr1\t9\t5"]
+    assert refusal(write(tmp_path, "chr1\t9\t6\n"), on_bad_line="skip").code == "BED-EMPTY"
+    assert (tmp_path / "x.bed.rejected.tsv").read_text() == kept  # a run that fails leaves all as it was
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.bed", "x.bed.rejected.tsv"]
+
+
+@pytest.mark.parametrize("content", ["", "my own notes\n", "# lines"])
+def test_a_file_in_the_way_of_the_rejected_lines_is_kept(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path, "chr1\t9\t5\n" + GOOD)
+    own = write(tmp_path, content, "x.bed.rejected.tsv")
+    error = refusal(path, on_bad_line="skip")
+    assert (error.code, isinstance(error, BadData)) == ("BED-REJECTED", True)
+    assert own.read_text() == content
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.bed", "x.bed.rejected.tsv"]
+    own.unlink()
+    os.mkfifo(own)
+    assert refusal(path, on_bad_line="skip").code == "BED-REJECTED"
 
 
 def test_rejected_lines_that_cannot_be_written(tmp_path: Path) -> None:
@@ -227,6 +249,7 @@ def test_bad_rows_of_frames_are_named() -> None:
     assert (error.code, error.line, error.file) == ("BED-NUMBER", 2, "DataFrame")
     assert "3 bad rows" in error.message
     assert "row 4: start 9 is after end 5" in error.message
+    assert 'leave bad rows out (on_bad_line="skip")' in error.fix
     assert len(read_bed(frame, assembly=HG38, on_bad_line="skip").regions) == 2
     assert refusal(frame[["chrom", "end"]]).code == "BED-COLUMNS"
 
@@ -354,12 +377,12 @@ def test_manifests_in_three_formats(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ("", "MANIFEST-EMPTY"),
+        ("", "TABLE-EMPTY"),
         ("path\tx\n", "MANIFEST-EMPTY"),
         ("path\tx\n\t1\n", "MANIFEST-EMPTY"),
         ("name\tx\na\tb\n", "MANIFEST-COLUMNS"),
         ("path\tx\tx\na\tb\tc\n", "MANIFEST-COLUMNS"),
-        ("path\tx\na\n", "MANIFEST-FORM"),
+        ("path\tx\na\n", "TABLE-FORM"),
         ("path\tx\nnone.bed\tb\n", "MANIFEST-MISSING"),
     ],
 )
@@ -370,10 +393,68 @@ def test_broken_manifests(tmp_path: Path, text: str, code: str) -> None:
 
 
 def test_broken_parquet_manifest(tmp_path: Path) -> None:
-    with pytest.raises(BadData, match="Parquet"):
+    with pytest.raises(BadData, match="not a readable table"):
         read_bed_manifest(write(tmp_path, "PAR1 no", "m.parquet"))
     with pytest.raises(NotFound):
         read_bed_manifest(tmp_path / "none.parquet")
+
+
+def test_names_in_manifests_stay_text(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "1.bed")
+    header, row = "age\tpath\tname\tdonor\tsample\tcode\tgene\n", "7\t1.bed\t7\t12\tNA\t01\tNA\n"
+    found = {"age": [7], "name": ["7"], "donor": ["12"], "sample": ["NA"], "code": ["01"], "gene": ["NA"]}
+    assert read_bed_manifest(write(tmp_path, header + row, "m.tsv"))[1].to_pydict() == found
+    assert read_bed_manifest(write(tmp_path, "\n" + header + row, "m.parquet"))[1].to_pydict() == found
+    table = pa.table({"path": ["1.bed"], "donor": [12], "age": pa.array([7], pa.int8())})
+    pa.parquet.write_table(table, tmp_path / "m.tsv")
+    assert read_bed_manifest(tmp_path / "m.tsv")[1].to_pydict() == {"donor": ["12"], "age": [7]}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("0 7 -12", [0, 7, -12]),
+        ("7 NA  nan", [7, None, None, None]),
+        ("NA  7.5", [None, None, 7.5]),
+        ("9223372036854775807", [9223372036854775807]),
+        ("9223372036854775808", None),
+        ("5 5.25 -0.5", [5.0, 5.25, -0.5]),
+        ("5.0 5.25", [5.0, 5.25]),
+        ("1.10 0.25", [1.1, 0.25]),
+        ("0.30000000000000004", [0.30000000000000004]),
+        ("0.300000000000000041", None),
+        ("12345678901234567 0.5", None),
+        ("007 8", None),
+        ("01.5", None),
+        ("+5 6", None),
+        ("1e5", None),
+        ("1.10 1.1", None),
+        ("5.0 5", None),
+        (".5", None),
+        ("5.", None),
+        ("-0 5", None),
+        ("NA NA", None),
+        ("NA x", None),
+        ("true false", None),
+        ("2020-01-01", None),
+        ("0x1F", None),
+        ("\N{ARABIC-INDIC DIGIT ONE}", None),
+    ],
+)
+def test_text_becomes_numbers_where_that_loses_nothing(words: str, expected: list[object] | None) -> None:
+    texts = pa.chunked_array([[word or None for word in words.split(" ")]], pa.string())
+    assert numbers(texts).to_pylist() == (texts.to_pylist() if expected is None else expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(st.text("0123456789.-+eENA", max_size=6) | st.none(), min_size=1, max_size=6))
+def test_no_two_texts_become_one_number(texts: list[str | None]) -> None:
+    found = numbers(pa.chunked_array([texts], pa.string()))
+    if pa.types.is_int64(found.type) or pa.types.is_float64(found.type):
+        pairs = {(text, value) for text, value in zip(texts, found.to_pylist(), strict=True) if value is not None}
+        assert len(pairs) == len({text for text, _ in pairs}) == len({value for _, value in pairs})
+    else:
+        assert found.to_pylist() == texts
 
 
 def test_the_real_manifest(shared: Path) -> None:

@@ -23,7 +23,20 @@ from chromseek.service.cli import app, main, spread
 from chromseek.service.typed_queries import as_query
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(chromseek.__file__).parents[1])}
-COMMANDS = ("build", "add", "delete", "search", "annotate", "export", "info", "verify", "gc", "serve", "demo")
+COMMANDS = (
+    "build",
+    "add",
+    "delete",
+    "search",
+    "annotate",
+    "export",
+    "info",
+    "calibrate",
+    "verify",
+    "gc",
+    "serve",
+    "demo",
+)
 
 
 class Terminal:
@@ -353,3 +366,12 @@ def test_regions_in_a_row() -> None:
     assert as_query("chr1:1-2, chrX:3-4") == ["chr1:1-2", "chrX:3-4"]
     assert as_query("chr1:1,000-2,000") == "chr1:1,000-2,000"
     assert as_query("a,b.bed") == "a,b.bed"
+
+
+def test_calibrate_makes_a_version(terminal: Terminal, toy_files: dict[str, Path], tmp_path: Path) -> None:
+    built = tmp_path / "few.atlas"
+    chromseek.build(built, beds=toy_files["manifest"], universe=toy_files["universe"]).close()
+    before = chromseek.open(built).version
+    assert terminal.run("calibrate", built) == 0
+    assert "sanity of each direction" in terminal.out
+    assert chromseek.open(built).version == before + 1

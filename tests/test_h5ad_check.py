@@ -1,6 +1,7 @@
 """The guard before an h5ad: every dangerous or broken file is refused by name, and none ends the process."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -294,6 +295,22 @@ def test_a_heap_over_which_hdf5_would_hang(tmp_path: Path) -> None:
         error = refusal(path)
         assert error.code == "H5AD-HEAP"
         assert f"byte {data.index(b'GCOL') + 16}" in error.message
+
+
+def test_a_file_that_stays_as_it_is_is_searched_for_heaps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path)
+    h5ad_check._heap_damage.cache_clear()
+    check_h5ad(path)
+    assert h5ad_check._heap_damage.cache_info().currsize == 0  # just written: it may change unseen
+    monkeypatch.setattr(h5ad_check, "_SETTLED", -(10**18))
+    for _ in range(3):
+        check_h5ad(path)
+    assert h5ad_check._heap_damage.cache_info()[:2] == (2, 1)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<HHIQ", data, data.index(b"GCOL") + 16, 3, 1, 0, 5000)
+    path.write_bytes(data)
+    os.utime(path, (5, 5))
+    assert refusal(path).code == refusal(path).code == "H5AD-HEAP"
 
 
 @pytest.mark.parametrize("piece", [17, 100, 4096, 4097])

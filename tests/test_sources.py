@@ -209,6 +209,17 @@ def test_barcodes_are_text_and_in_the_first_column_or_the_one_named_so(tmp_path:
     assert tokens(read(source, universe())) == {"C-1": [2, 3]}
 
 
+def test_columns_of_obs_tables_are_numbers_only_where_that_loses_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "f.tsv", FRAGMENTS)
+    write(tmp_path / "obs.csv", "barcode,donor,cluster,plate,tsse,n\nA-1,1,01,NA,7.5,NA\nB-1,2,2,1e5,8.0,3\n")
+    manifest = write(tmp_path / "samples.csv", "path,obs,sample\nf.tsv,obs.csv,007\n")
+    (source,) = cell_sources(manifest, PLAIN, assembly=HG38)
+    assert read(source, universe()).metadata.to_pylist() == [
+        {"sample": "007", "donor": "1", "cluster": "01", "plate": "NA", "tsse": 7.5, "n": None},
+        {"sample": "007", "donor": "2", "cluster": "2", "plate": "1e5", "tsse": 8.0, "n": 3},
+    ]
+
+
 def test_regions_given_as_cells_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "c.bed", bed("chr1:5-9"))
     with pytest.raises(BadData, match="column 4 must be a barcode") as caught:

@@ -29,7 +29,7 @@ from chromseek.search.build_plan import plan_build, sources_of
 from chromseek.search.collection import DEFAULT_PROBES, Collection
 from chromseek.search.estimate import estimate
 from chromseek.search.hits import Hits
-from chromseek.search.measure import CHANCE, N_REGIONS, N_SETS, choose_probes, sanity
+from chromseek.search.measure import CHANCE, N_REGIONS, N_SETS, SEED, choose_probes, sanity
 
 __all__ = ["COLLECTIONS", "Atlas", "build", "open", "plan_build"]
 
@@ -193,7 +193,7 @@ class Atlas:
         live = collection.metadata.where(None)
         live = live[collection.metadata.column("n_tokens").to_numpy()[live] > 0]
         n = min(len(live), N_REGIONS if name == "regions" else N_SETS)
-        rows = np.sort(np.random.default_rng(0).choice(live, n, replace=False))
+        rows = np.sort(np.random.default_rng(SEED).choice(live, n, replace=False))
         vectors = collection.vectors.get(rows)
         known = vectors.any(axis=1)
         rows, vectors = rows[known], vectors[known]

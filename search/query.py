@@ -20,7 +20,7 @@ from chromseek.data.tokens import TokenSets
 from chromseek.encoder.base import Encoder, Kind, unit
 from chromseek.indexer.schemas import conform, join_schemas
 
-STORED = re.compile(r"(cells|regions|beds):([0-9]+(?:,[0-9]+)*)")
+STORED = re.compile(r"(cells|regions|beds):([0-9]{1,100}(?:,[0-9]{1,100})*)")
 CELL_FILE = re.compile(r"\.(h5ad|h5)$|\.tsv(\.b?gz)?$|fragments?(\.bed|\.txt)?(\.b?gz)?$", re.IGNORECASE)
 LEAST = 1e-3  # of a vector's length must be left when something is taken off; what is less is rounding
 StoredVectors = Callable[[str, Sequence[int]], tuple[NDArray[np.float32], list[str]]]

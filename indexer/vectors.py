@@ -38,11 +38,12 @@ MIN_PROBED = 64  # rows that the probed lists hold at least, for each wanted hit
 @contextmanager
 def threads(n_queries: int) -> Iterator[None]:
     """One thread for a few queries, all cores for many; the setting belongs to the calling thread."""
+    before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(cores() if n_queries >= BATCH else 1)
     try:
         yield
     finally:
-        faiss.omp_set_num_threads(1)
+        faiss.omp_set_num_threads(before)  # torch may share it, and the caller may train with it
 
 
 def cores() -> int:
@@ -134,10 +135,13 @@ class Vectors:
         if rows is not None and len(rows) == 0:
             return best_rows, best
         allowed = self._everything if rows is None else self._prepared(rows)
+        enough = MIN_PROBED * k
+        if rows is not None:  # as many allowed rows as these probes hold without a filter, so that recall stays
+            enough = max(enough, n_probe * len(self) // self.n_lists)
         step = max(1, BLOCK // (SHORT_LIST * k * self.dim * len(self._lists)))
         for start in range(0, len(queries), step):
             some = queries[start : start + step]
-            nearest, similarity = _lists_to_probe(scored(some, self._centroids), allowed.sizes, n_probe, MIN_PROBED * k)
+            nearest, similarity = _lists_to_probe(scored(some, self._centroids), allowed.sizes, n_probe, enough)
             found = []
             with threads(len(some)):
                 for lists, first, selector in zip(self._lists, self.offsets[:-1], allowed.selectors, strict=True):

@@ -39,6 +39,10 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """The width of its vectors."""
 
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest set that it reads whole; None where any set is."""
+
     def encode(self, sets: TokenSets, kind: Kind) -> NDArray[np.float32]:
         """Turn n token sets of one kind into unit vectors, (n, dim); a set it knows nothing of gives a zero row."""
 
@@ -48,9 +52,19 @@ class Encoder(Protocol):
     def arrays(self) -> Arrays:
         """The weights."""
 
+    def on(self, device: str, dtype: str) -> "Encoder":
+        """Itself, to encode on this device in this precision from now on; raises BadArgument for one not there."""
+
+    def placed(self, cells: TokenSets, beds: TokenSets, *, seed: int = 0) -> "Encoder":
+        """The encoder with its kinds placed by a sample of an atlas; itself where they are placed already."""
+
 
 # name → "module:class"; the class has `fit(...)` and `from_parts(config, arrays, universe)`.
-ENCODERS = {"lsi": "chromseek.encoder.lsi:LSI"}
+ENCODERS = {
+    "lsi": "chromseek.encoder.lsi:LSI",
+    "bag": "chromseek.encoder.bag:Bag",
+    "atacformer": "chromseek.encoder.atacformer:Atacformer",
+}
 
 
 def encoder_class(name: str) -> Any:
@@ -98,11 +112,12 @@ def save(encoder: Encoder, folder: Path) -> list[Path]:
     return files
 
 
-def load(folder: str | Path, universe: Universe | None = None) -> Encoder:
-    """Read an encoder from its folder.
+def load(folder: str | Path, universe: Universe | None = None, *, device: str = "auto", dtype: str = "auto") -> Encoder:
+    """Read an encoder from its folder, to run on a device in a precision (devices.py has their names).
 
     `universe` spares reading the regions again where the caller has them. Raises NotFound for a missing
-    file, BadData for a pickle, a damaged file, or weights that do not fit the universe.
+    file, BadData for a pickle, a damaged file, or weights that do not fit the universe, and BadArgument for a
+    device that is not there.
     """
     folder = Path(folder)
     paths = {name: folder / name for name in ("config.json", "model.safetensors", "universe.bed.gz")}
@@ -136,7 +151,7 @@ def load(folder: str | Path, universe: Universe | None = None) -> Encoder:
             file=str(folder),
             fix="copy the encoder folder again, whole",
         )
-    return encoder
+    return encoder.on(device, dtype)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

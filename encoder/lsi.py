@@ -23,11 +23,13 @@ from chromseek.data.errors import BadData
 from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
 from chromseek.encoder.base import KINDS, Arrays, Kind, centred, require, unit
+from chromseek.encoder.devices import device_named, dtype_named
+from chromseek.encoder.placing import kind_means
 
+DIM = 64
 FACTOR = 0.2
 DEPTH_CORRELATION = 0.5  # a first component correlated with log depth beyond this is dropped
 MIN_FIT = 3  # sets with tokens, at the least
-MIN_KIND = 20  # fewer sets than this do not make a mean of their kind
 PIECE = 16_384  # tokens of a set summed at once: weights and components are at most 1, so float16 holds the sum
 PLACE_BLOCK = 1_000_000  # tokens summed at a time
 
@@ -36,6 +38,7 @@ class LSI:
     """Log TF-IDF and truncated SVD over a universe."""
 
     name = "lsi"
+    context = None
 
     def __init__(
         self,
@@ -61,7 +64,9 @@ class LSI:
         return int(self._components.shape[1])
 
     @classmethod
-    def fit(cls, cells: TokenSets, beds: TokenSets, universe: Universe, *, dim: int = 64, seed: int = 0) -> "LSI":
+    def fit(
+        cls, cells: TokenSets, beds: TokenSets, universe: Universe, *, dim: int | None = None, seed: int = 0
+    ) -> "LSI":
         """Fit on a sample of cells; without cells, on the BED sets.
 
         Regions that only BED sets have get the mean vector of these sets. Raises BadData when fewer than
@@ -79,6 +84,7 @@ class LSI:
         df = np.bincount(sample.tokens, minlength=len(universe))
         idf = np.divide(len(sample), df, out=np.zeros(len(df)), where=df > 0).astype(np.float32)
         matrix = _log_tf_idf(sample, idf)
+        dim = dim or DIM
         rank = min(dim + 1, *(n - 1 for n in matrix.shape))
         if rank < 1:
             raise BadData(
@@ -92,7 +98,7 @@ class LSI:
         components = np.ascontiguousarray(right[first : first + dim].T)
         components /= np.abs(components).max()
         encoder = cls(universe, idf, components, np.zeros((len(KINDS), components.shape[1]), np.float32))
-        encoder._set_means(cells, beds, seed)
+        encoder._means = kind_means(encoder._project, cells, beds, seed=seed)
         encoder._place_unseen(beds)
         return encoder
 
@@ -116,6 +122,15 @@ class LSI:
         """Turn n token sets of one kind into unit vectors, (n, dim)."""
         return centred(self._project(sets, kind), self._means, kind)
 
+    def on(self, device: str, dtype: str) -> "LSI":
+        """Itself: its table fits the CPU, whose memory it is bound by."""
+        dtype_named(dtype, device_named(device))
+        return self
+
+    def placed(self, cells: TokenSets, beds: TokenSets, *, seed: int = 0) -> "LSI":  # noqa: ARG002
+        """Itself: the fit has placed the kinds."""
+        return self
+
     def _project(self, sets: TokenSets, kind: Kind) -> NDArray[np.float32]:
         """Weigh, sum and scale to length 1; no mean is taken off, (n, dim)."""
         if len(sets.tokens) == 0:
@@ -129,24 +144,6 @@ class LSI:
         if len(owners) > len(sets):
             sums = torch.zeros(len(sets), self.dim).index_add_(0, torch.from_numpy(owners), sums)
         return unit(sums.numpy())
-
-    def _set_means(self, cells: TokenSets, beds: TokenSets, seed: int) -> None:
-        """Take the mean unit vector of each kind.
-
-        A kind with few examples borrows: unions of 50 random cells stand in for missing BED sets, and BED sets
-        for missing cells.
-        """
-        rng = np.random.default_rng(seed)
-        seen = np.flatnonzero(self._idf.numpy() > 0)
-        regions = np.sort(rng.choice(seen, min(len(seen), 20_000), replace=False)).astype(np.int32)
-        singles = TokenSets(np.arange(len(regions) + 1), regions)
-        if len(beds) < MIN_KIND <= len(cells):
-            groups = [np.sort(rng.choice(len(cells), 50)) for _ in range(MIN_KIND)]
-            beds = TokenSets.concat([beds, TokenSets.from_lists([cells.take(group).tokens for group in groups])])
-        if len(cells) < MIN_KIND:
-            cells = TokenSets.concat([cells, beds])
-        projected = [self._project(cells, "cell"), self._project(singles, "region"), self._project(beds, "bed")]
-        self._means = np.stack([vectors.mean(axis=0) for vectors in projected])
 
     def _place_unseen(self, beds: TokenSets) -> None:
         """Give each region that no sampled cell has the mean vector of the BED sets that have it.

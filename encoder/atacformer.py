@@ -1,0 +1,388 @@
+"""Atacformer: a transformer over regions as tokens, the network whole and the encoder made of it.
+
+The network is that of LeRoy et al. (2025, Atacformer): token embeddings, then post-norm transformer layers with ReLU
+and biases, without positions unless a checkpoint was trained with them; a vector is the mean of a set's contextual
+tokens. Names of modules and settings are those of the published checkpoints. Sets are packed one after the other, so
+that no work is done on padding.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from chromseek.data.tokens import TokenSets
+from chromseek.data.universe import Universe
+from chromseek.encoder.base import KINDS, Arrays, Kind, centred, require, unit
+from chromseek.encoder.devices import device_named, dtype_named
+from chromseek.encoder.packing import batches, chunked, shortened
+from chromseek.encoder.placing import kind_means
+
+_log = logging.getLogger(__name__)
+
+SPECIALS = ("unk", "pad", "mask", "cls", "eos", "bos", "sep")  # the ids after the regions, in this order
+N_SPECIALS = len(SPECIALS)
+CONFIG_IDS = ("pad", "cls", "eos", "bos", "sep")  # those that a published config.json names
+DROPOUT = 0.1
+ALONE = 512  # tokens; longer sets attend one by one, shorter ones of like size are padded together for attention alone
+TOKEN_BUDGET = 32_768  # tokens encoded at a time
+LongSets = Literal["sample", "chunk"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The shape of a network, in the words of the published `config.json`."""
+
+    vocab_size: int  # regions + 7
+    hidden_size: int = 192
+    intermediate_size: int = 768
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 8192  # the context: tokens of a set that are read together
+    use_pos_embeddings: bool = False
+    norm_eps: float = 1e-5  # of the discriminator; the layers' is torch's own
+    num_batches: int | None = None  # batch correction only
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "small": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8},
+    "base": {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8},
+}
+
+
+class Network(nn.Module):
+    """Token sets, packed, to contextual vectors, one per token."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.embeddings = Embeddings(settings)
+        self.encoder = Stack(settings)
+        self.apply(_initialise)
+
+    def forward(self, tokens: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Contextual vectors of sets that lie one after the other: tokens (T), sizes (sets) → (T, hidden)."""
+        contextual: Tensor = self.encoder(self.embeddings(tokens, sizes), sizes)
+        return contextual
+
+
+class Embeddings(nn.Module):
+    """One vector per region; one per place as well, used only where the settings say so."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.use_positions = settings.use_pos_embeddings
+        self.token_embeddings = nn.Embedding(
+            settings.vocab_size, settings.hidden_size, padding_idx=settings.vocab_size - N_SPECIALS + 1
+        )
+        self.position_embeddings = nn.Embedding(settings.max_position_embeddings, settings.hidden_size)
+
+    def forward(self, tokens: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Look the tokens up: (T) → (T, hidden)."""
+        x: Tensor = self.token_embeddings(tokens)
+        if self.use_positions:
+            places = torch.cat([torch.arange(size, device=tokens.device) for size in sizes])
+            x = x + self.position_embeddings(places)
+        return x
+
+
+class Stack(nn.Module):
+    """The layers; a module of its own so that the names of the weights are the published ones."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(settings) for _ in range(settings.num_hidden_layers))
+
+    def forward(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """(T, hidden) → (T, hidden), in the precision of the weights."""
+        x = x.to(next(self.parameters()).dtype)
+        for layer in self.layers:
+            x = layer(x, sizes)
+        return x
+
+
+class Layer(nn.Module):
+    """Attention and a feed-forward net, each followed by adding up and LayerNorm (post-norm)."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        width = settings.hidden_size
+        self.self_attn = Attention(width, settings.num_attention_heads)
+        self.linear1 = nn.Linear(width, settings.intermediate_size)
+        self.linear2 = nn.Linear(settings.intermediate_size, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """(T, hidden) → (T, hidden)."""
+        x = self.norm1(x + self.dropout(self.self_attn(x, sizes)))
+        fed = self.linear2(self.dropout(F.relu(self.linear1(x))))
+        out: Tensor = self.norm2(x + self.dropout(fed))
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head attention of each token over the tokens of its own set."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """(T, hidden) → (T, hidden)."""
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        qkv = qkv.view(len(x), 3, self.heads, x.shape[1] // self.heads)
+        drop = DROPOUT if self.training else 0.0
+        parts, start = [], 0
+        for run in runs(sizes):
+            stop = start + sum(run)
+            parts.append(_attend(qkv[start:stop], run, drop))
+            start = stop
+        mixed: Tensor = self.out_proj(torch.cat(parts).flatten(1) if parts else x)
+        return mixed
+
+
+def _attend(qkv: Tensor, sizes: Sequence[int], drop: float) -> Tensor:
+    """Attention of a run of sets: (t, 3, heads, width) → (t, heads, width)."""
+    n, longest = len(sizes), max(sizes)
+    if len(set(sizes)) == 1:
+        q, k, v = qkv.view(n, longest, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
+        return out.transpose(1, 2).reshape(len(qkv), *qkv.shape[2:])
+    there = torch.arange(longest, device=qkv.device) < torch.tensor(sizes, device=qkv.device)[:, None]
+    padded = qkv.new_zeros(n, longest, *qkv.shape[1:])
+    padded[there] = qkv
+    q, k, v = padded.permute(2, 0, 3, 1, 4)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None, :], dropout_p=drop)
+    return out.transpose(1, 2)[there]
+
+
+def runs(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Cut consecutive sets into runs that attend together: equal sizes, or short ones within 1/8 of the longest.
+
+    >>> [*runs([600, 600, 601, 80, 75, 20, 0])]
+    [[600, 600], [601], [80, 75], [20]]
+    """
+    run: list[int] = []
+    for size in filter(None, sizes):
+        least, most = min([*run, size]), max([*run, size])
+        alike = least == most or (most < ALONE and 8 * least >= 7 * most)
+        if run and not alike:
+            yield run
+            run = []
+        run.append(size)
+    if run:
+        yield run
+
+
+def pool(hidden: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The mean of each set's contextual vectors, in float32: (T, hidden) → (sets, hidden); zeros for an empty set."""
+    counts = torch.tensor(sizes, device=hidden.device)
+    owners = torch.repeat_interleave(torch.arange(len(counts), device=hidden.device), counts)
+    sums = torch.zeros(len(counts), hidden.shape[1], device=hidden.device).index_add(0, owners, hidden.float())
+    return sums / counts.clamp(min=1)[:, None]
+
+
+class Discriminator(nn.Module):
+    """The head of replaced-token detection: was this token put in another's place?"""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.dense = nn.Linear(settings.hidden_size, settings.hidden_size)
+        self.norm = nn.LayerNorm(settings.hidden_size, eps=settings.norm_eps)
+        self.classifier = nn.Linear(settings.hidden_size, 1)
+        self.apply(_initialise)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(T, hidden) → logits (T)."""
+        logits: Tensor = self.classifier(self.norm(F.gelu(self.dense(hidden)))).squeeze(-1)
+        return logits
+
+
+def _initialise(module: nn.Module) -> None:
+    """Draw weights as the published code does: N(0, 0.02), biases 0, the pad token 0."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        nn.init.zeros_(module.weight[module.padding_idx])
+
+
+class Atacformer:
+    """The encoder: a network, its universe, and where the kinds lie."""
+
+    name = "atacformer"
+
+    def __init__(
+        self,
+        universe: Universe,
+        network: Network,
+        *,
+        discriminator: Discriminator | None = None,
+        means: NDArray[np.float32] | None = None,  # (3, dim): cell, region, bed; None until it is placed in an atlas
+        regions: NDArray[np.float16] | None = None,  # (regions, dim), contextual; None: a region is a set of one
+        context: int | None = None,  # tokens read together; the network's own is the default and the most
+        long_sets: LongSets = "sample",
+    ) -> None:
+        settings, fix = network.settings, "copy the encoder folder again, whole"
+        n_known = settings.vocab_size - N_SPECIALS
+        require(len(universe) == n_known, f"the universe has {len(universe)} regions, the weights {n_known}", fix)
+        for name, array, rows in (("means", means, len(KINDS)), ("regions", regions, n_known)):
+            fits = array is None or array.shape == (rows, settings.hidden_size)
+            require(fits, f"{name} do not fit the weights", fix, None if array is None else array.shape)
+        self.universe, self.network, self.discriminator = universe, network.eval(), discriminator
+        self.dim = settings.hidden_size
+        self.context = min(context or settings.max_position_embeddings, settings.max_position_embeddings)
+        self.long_sets: LongSets = long_sets
+        self._means, self._regions = means, regions
+        self._device, self._stack = torch.device("cpu"), network.encoder
+        self._budget = TOKEN_BUDGET
+
+    @classmethod
+    def fit(
+        cls, cells: TokenSets, beds: TokenSets, universe: Universe, *, dim: int | None = None, seed: int = 0,
+        size: str = "small",
+    ) -> "Atacformer":  # fmt: skip
+        """Train a network of one of the SIZES on these sets by replaced-token detection, and place the kinds."""
+        from chromseek.encoder.pretrain import pretrained
+
+        settings = Settings(len(universe) + N_SPECIALS, **SIZES[size])
+        if dim is not None:
+            settings = replace(settings, hidden_size=dim, intermediate_size=4 * dim)
+        sample = cells if len(cells) else beds
+        encoder: Atacformer = pretrained(sample, universe, settings, seed=seed)
+        return encoder.placed(cells, beds, seed=seed)
+
+    @classmethod
+    def from_parts(cls, config: dict[str, Any], arrays: Arrays, universe: Universe) -> "Atacformer":
+        """Make the encoder again of what `config` and `arrays` gave; keys may lack the prefix `atacformer.`."""
+        settings = Settings(**{key: config[key] for key in Settings.__dataclass_fields__ if key in config})
+        parts: dict[str, dict[str, Tensor]] = {"atacformer": {}, "discriminator": {}}
+        for key, array in arrays.items():
+            part, _, rest = key.partition(".")
+            part, rest = (part, rest) if part in (*parts, "chromseek", "batch_prediction_head") else ("atacformer", key)
+            if part in parts:
+                parts[part][rest] = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+        with torch.device("meta"):
+            network, head = Network(settings), Discriminator(settings)
+        _fill(network, parts["atacformer"])
+        if parts["discriminator"]:
+            _fill(head, parts["discriminator"])
+        return cls(
+            universe,
+            network,
+            discriminator=head if parts["discriminator"] else None,
+            means=arrays.get("chromseek.means"),
+            regions=arrays.get("chromseek.regions"),
+            context=config.get("context"),
+            long_sets=config.get("long_sets", "sample"),
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The settings, and those that the published stack wants to read."""
+        head = "CellClustering" if self.discriminator is None else "ReplacedTokenDetection"
+        n_regions = len(self.universe)
+        ids = {f"{name}_token_id": n_regions + place for place, name in enumerate(SPECIALS) if name in CONFIG_IDS}
+        named = {"architectures": [f"AtacformerFor{head}"], "context": self.context, "long_sets": self.long_sets}
+        return asdict(self.network.settings) | ids | named
+
+    def arrays(self) -> Arrays:
+        """The weights, under their published names; what is ours alone is called `chromseek.…`."""
+        modules = {"atacformer": self.network, "discriminator": self.discriminator}
+        arrays: Arrays = {
+            f"{part}.{key}": tensor.detach().cpu().numpy()
+            for part, module in modules.items()
+            if module is not None
+            for key, tensor in module.state_dict().items()
+        }
+        own = {"chromseek.means": self._means, "chromseek.regions": self._regions}
+        return arrays | {key: array for key, array in own.items() if array is not None}
+
+    def on(self, device: str, dtype: str) -> "Atacformer":
+        """Itself, to encode on this device, the layers in this precision; embeddings stay as they are."""
+        self._device = device_named(device)
+        precision = dtype_named(dtype, self._device)
+        self.network.to(self._device)
+        stack = self.network.encoder
+        self._stack = stack if precision == torch.float32 else deepcopy(stack).to(precision)
+        return self
+
+    def placed(self, cells: TokenSets, beds: TokenSets, *, seed: int = 0) -> "Atacformer":
+        """Itself with the kinds placed by a sample of an atlas, unless they are placed already."""
+        if self._means is None:
+            cells, beds = (sets.take(np.flatnonzero(sets.sizes)) for sets in (cells, beds))
+            self._means = kind_means(self._project, cells, beds, seed=seed)
+        return self
+
+    def encode(self, sets: TokenSets, kind: Kind) -> NDArray[np.float32]:
+        """Turn n token sets of one kind into unit vectors, (n, dim)."""
+        raw = self._project(sets, kind)
+        return raw if self._means is None else centred(raw, self._means, kind)
+
+    def pooled(self, tokens: NDArray[np.integer[Any]], sizes: Sequence[int]) -> NDArray[np.float32]:
+        """The mean contextual vector of each set, (n, dim): repeats and specials count, as published; none is cut."""
+        with torch.inference_mode():
+            return pool(self._contextual(tokens, sizes), sizes).cpu().numpy()
+
+    def _project(self, sets: TokenSets, kind: Kind) -> NDArray[np.float32]:
+        """Unit vectors from which no mean is taken, (n, dim)."""
+        if kind == "region" and self._regions is not None:
+            sums = np.zeros((len(sets), self.dim), np.float32)
+            np.add.at(sums, np.repeat(np.arange(len(sets)), sets.sizes), self._regions[sets.tokens].astype(np.float32))
+            return unit(sums)
+        if self.long_sets == "chunk":
+            pieces, owners = chunked(sets, self.context)
+        else:
+            pieces, owners = shortened(sets, self.context), np.arange(len(sets))
+        vectors = np.zeros((len(sets), self.dim), np.float32)
+        waiting = batches(pieces.sizes, self._budget)[::-1]
+        while waiting:
+            rows = waiting.pop()
+            batch = pieces.take(rows)
+            try:
+                pooled = self.pooled(batch.tokens, batch.sizes.tolist())
+            except (MemoryError, RuntimeError) as error:
+                waiting += self._halved(rows, error)
+                continue
+            np.add.at(vectors, owners[rows], pooled * batch.sizes[:, None])
+        return unit(vectors)
+
+    def _contextual(self, tokens: NDArray[np.integer[Any]], sizes: Sequence[int]) -> Tensor:
+        ids = torch.from_numpy(np.ascontiguousarray(tokens)).long().to(self._device)
+        out: Tensor = self._stack(self.network.embeddings(ids, sizes), sizes)
+        return out
+
+    def _halved(self, rows: NDArray[np.int64], error: Exception) -> list[NDArray[np.int64]]:
+        """The batch in two, where memory was too short for it; smaller batches from now on."""
+        short = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not short or len(rows) == 1:
+            raise error
+        if self._budget == TOKEN_BUDGET:
+            _log.warning("out of memory at %d tokens a batch: going on with half of it, and less", self._budget)
+        self._budget //= 2
+        half = len(rows) // 2
+        return [rows[half:], rows[:half]]
+
+
+def _fill(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a module that has no memory yet its weights."""
+    expected = module.state_dict()
+    fix = "copy the encoder folder again, whole"
+    require(set(expected) == set(weights), "weights lack or add keys", fix, sorted(set(expected) ^ set(weights))[:5])
+    for key, tensor in weights.items():
+        require(tensor.shape == expected[key].shape, f"{key} has another shape", fix, tuple(tensor.shape))
+    module.load_state_dict(weights, assign=True)

@@ -7,7 +7,7 @@ that no work is done on padding.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -20,19 +20,20 @@ from torch import Tensor, nn
 
 from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
+from chromseek.encoder.attention import attend
 from chromseek.encoder.base import KINDS, Arrays, Kind, centred, require, unit
 from chromseek.encoder.devices import device_named, dtype_named
 from chromseek.encoder.packing import batches, chunked, shortened
 from chromseek.encoder.placing import kind_means
+from chromseek.encoder.reference_tokens import SPECIALS
 
 _log = logging.getLogger(__name__)
 
-SPECIALS = ("unk", "pad", "mask", "cls", "eos", "bos", "sep")  # the ids after the regions, in this order
 N_SPECIALS = len(SPECIALS)
 CONFIG_IDS = ("pad", "cls", "eos", "bos", "sep")  # those that a published config.json names
 DROPOUT = 0.1
-ALONE = 512  # tokens; longer sets attend one by one, shorter ones of like size are padded together for attention alone
 TOKEN_BUDGET = 32_768  # tokens encoded at a time
+HEAD_SCALE = 8.0
 LongSets = Literal["sample", "chunk"]
 
 
@@ -72,6 +73,16 @@ class Network(nn.Module):
         """Contextual vectors of sets that lie one after the other: tokens (T), sizes (sets) → (T, hidden)."""
         contextual: Tensor = self.encoder(self.embeddings(tokens, sizes), sizes)
         return contextual
+
+    def set_dropout(self, share: float) -> None:
+        """Drop this share of activations in training; it is 0.1 as published."""
+        for layer in self.layers:
+            layer.dropout.p = share
+
+    @property
+    def layers(self) -> list["Layer"]:
+        """The layers, first to last."""
+        return [layer for layer in self.encoder.layers if isinstance(layer, Layer)]
 
 
 class Embeddings(nn.Module):
@@ -120,7 +131,7 @@ class Layer(nn.Module):
         self.linear2 = nn.Linear(settings.intermediate_size, width)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(DROPOUT)
+        self.dropout = nn.Dropout(DROPOUT)  # none on the attention weights: that costs the fused kernel, 1.7 x the time
 
     def forward(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """(T, hidden) → (T, hidden)."""
@@ -145,47 +156,8 @@ class Attention(nn.Module):
         """(T, hidden) → (T, hidden)."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         qkv = qkv.view(len(x), 3, self.heads, x.shape[1] // self.heads)
-        drop = DROPOUT if self.training else 0.0
-        parts, start = [], 0
-        for run in runs(sizes):
-            stop = start + sum(run)
-            parts.append(_attend(qkv[start:stop], run, drop))
-            start = stop
-        mixed: Tensor = self.out_proj(torch.cat(parts).flatten(1) if parts else x)
+        mixed: Tensor = self.out_proj(attend(qkv, sizes).flatten(1))
         return mixed
-
-
-def _attend(qkv: Tensor, sizes: Sequence[int], drop: float) -> Tensor:
-    """Attention of a run of sets: (t, 3, heads, width) → (t, heads, width)."""
-    n, longest = len(sizes), max(sizes)
-    if len(set(sizes)) == 1:
-        q, k, v = qkv.view(n, longest, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
-        return out.transpose(1, 2).reshape(len(qkv), *qkv.shape[2:])
-    there = torch.arange(longest, device=qkv.device) < torch.tensor(sizes, device=qkv.device)[:, None]
-    padded = qkv.new_zeros(n, longest, *qkv.shape[1:])
-    padded[there] = qkv
-    q, k, v = padded.permute(2, 0, 3, 1, 4)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None, :], dropout_p=drop)
-    return out.transpose(1, 2)[there]
-
-
-def runs(sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Cut consecutive sets into runs that attend together: equal sizes, or short ones within 1/8 of the longest.
-
-    >>> [*runs([600, 600, 601, 80, 75, 20, 0])]
-    [[600, 600], [601], [80, 75], [20]]
-    """
-    run: list[int] = []
-    for size in filter(None, sizes):
-        least, most = min([*run, size]), max([*run, size])
-        alike = least == most or (most < ALONE and 8 * least >= 7 * most)
-        if run and not alike:
-            yield run
-            run = []
-        run.append(size)
-    if run:
-        yield run
 
 
 def pool(hidden: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -235,6 +207,8 @@ class Atacformer:
         discriminator: Discriminator | None = None,
         means: NDArray[np.float32] | None = None,  # (3, dim): cell, region, bed; None until it is placed in an atlas
         regions: NDArray[np.float16] | None = None,  # (regions, dim), contextual; None: a region is a set of one
+        head: nn.Linear | None = None,  # unit vectors, times HEAD_SCALE, to the logits of classes
+        classes: Sequence[str] = (),
         context: int | None = None,  # tokens read together; the network's own is the default and the most
         long_sets: LongSets = "sample",
     ) -> None:
@@ -244,7 +218,10 @@ class Atacformer:
         for name, array, rows in (("means", means, len(KINDS)), ("regions", regions, n_known)):
             fits = array is None or array.shape == (rows, settings.hidden_size)
             require(fits, f"{name} do not fit the weights", fix, None if array is None else array.shape)
+        n_classes = 0 if head is None else head.out_features
+        require(n_classes == len(classes), f"{len(classes)} classes do not fit the head", fix, n_classes)
         self.universe, self.network, self.discriminator = universe, network.eval(), discriminator
+        self.head, self.classes = head, tuple(classes)
         self.dim = settings.hidden_size
         self.context = min(context or settings.max_position_embeddings, settings.max_position_embeddings)
         self.long_sets: LongSets = long_sets
@@ -282,10 +259,17 @@ class Atacformer:
         _fill(network, parts["atacformer"])
         if parts["discriminator"]:
             _fill(head, parts["discriminator"])
+        classes = config.get("classes", [])
+        namer = nn.Linear(settings.hidden_size, len(classes)) if classes else None
+        if namer is not None:
+            named = {key: arrays.get(f"chromseek.head.{key}", np.empty(0)) for key in ("weight", "bias")}
+            _fill(namer, {key: torch.from_numpy(array) for key, array in named.items()})
         return cls(
             universe,
             network,
             discriminator=head if parts["discriminator"] else None,
+            head=namer,
+            classes=classes,
             means=arrays.get("chromseek.means"),
             regions=arrays.get("chromseek.regions"),
             context=config.get("context"),
@@ -298,11 +282,11 @@ class Atacformer:
         n_regions = len(self.universe)
         ids = {f"{name}_token_id": n_regions + place for place, name in enumerate(SPECIALS) if name in CONFIG_IDS}
         named = {"architectures": [f"AtacformerFor{head}"], "context": self.context, "long_sets": self.long_sets}
-        return asdict(self.network.settings) | ids | named
+        return asdict(self.network.settings) | ids | named | ({"classes": [*self.classes]} if self.classes else {})
 
     def arrays(self) -> Arrays:
         """The weights, under their published names; what is ours alone is called `chromseek.…`."""
-        modules = {"atacformer": self.network, "discriminator": self.discriminator}
+        modules = {"atacformer": self.network, "discriminator": self.discriminator, "chromseek.head": self.head}
         arrays: Arrays = {
             f"{part}.{key}": tensor.detach().cpu().numpy()
             for part, module in modules.items()
@@ -333,10 +317,23 @@ class Atacformer:
         raw = self._project(sets, kind)
         return raw if self._means is None else centred(raw, self._means, kind)
 
+    def contextual(self, tokens: NDArray[np.integer[Any]], sizes: Sequence[int]) -> Tensor:
+        """The contextual vector of each token of sets that lie one after the other, float32 on the CPU, (T, dim)."""
+        with torch.inference_mode():
+            return self._contextual(tokens, sizes).float().cpu()
+
     def pooled(self, tokens: NDArray[np.integer[Any]], sizes: Sequence[int]) -> NDArray[np.float32]:
         """The mean contextual vector of each set, (n, dim): repeats and specials count, as published; none is cut."""
         with torch.inference_mode():
             return pool(self._contextual(tokens, sizes), sizes).cpu().numpy()
+
+    def logits(self, sets: TokenSets) -> NDArray[np.float32]:
+        """What the head says of each set, (n, classes)."""
+        require(self.head is not None, "this encoder has no head", "train one on labels")
+        assert self.head is not None
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = self.head(HEAD_SCALE * torch.from_numpy(self._project(sets, "cell"))).numpy()
+        return logits
 
     def _project(self, sets: TokenSets, kind: Kind) -> NDArray[np.float32]:
         """Unit vectors from which no mean is taken, (n, dim)."""
@@ -344,6 +341,10 @@ class Atacformer:
             sums = np.zeros((len(sets), self.dim), np.float32)
             np.add.at(sums, np.repeat(np.arange(len(sets)), sets.sizes), self._regions[sets.tokens].astype(np.float32))
             return unit(sums)
+        return unit(self.pooled_sets(sets))
+
+    def pooled_sets(self, sets: TokenSets) -> NDArray[np.float32]:
+        """The mean contextual vector of each set, (n, dim); long ones are sampled, or cut and averaged."""
         if self.long_sets == "chunk":
             pieces, owners = chunked(sets, self.context)
         else:
@@ -359,7 +360,9 @@ class Atacformer:
                 waiting += self._halved(rows, error)
                 continue
             np.add.at(vectors, owners[rows], pooled * batch.sizes[:, None])
-        return unit(vectors)
+        counts = np.bincount(owners, weights=pieces.sizes, minlength=len(sets)).astype(np.float32)
+        vectors /= np.maximum(counts, 1)[:, None]
+        return vectors
 
     def _contextual(self, tokens: NDArray[np.integer[Any]], sizes: Sequence[int]) -> Tensor:
         ids = torch.from_numpy(np.ascontiguousarray(tokens)).long().to(self._device)

@@ -7,6 +7,7 @@ its fingerprint is the sha256 of that content.
 
 import hashlib
 import json
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,6 +19,7 @@ from chromseek.data.errors import BadArgument, BadData, NotFound, printable
 from chromseek.data.genome import ASSEMBLIES, assembly
 from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
+from chromseek.encoder.hub import FILES, fetched
 
 Kind = Literal["cell", "region", "bed"]
 KINDS: tuple[Kind, ...] = ("cell", "region", "bed")
@@ -95,7 +97,7 @@ def save(encoder: Encoder, folder: Path) -> list[Path]:
     from safetensors.numpy import save as serialised
 
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / "config.json", folder / "model.safetensors", folder / "universe.bed.gz"]
+    files = [folder / name for name in FILES]
     universe = encoder.universe
     described = {
         "model_type": encoder.name,
@@ -115,12 +117,13 @@ def save(encoder: Encoder, folder: Path) -> list[Path]:
 def load(folder: str | Path, universe: Universe | None = None, *, device: str = "auto", dtype: str = "auto") -> Encoder:
     """Read an encoder from its folder, to run on a device in a precision (devices.py has their names).
 
+    The folder may also be a published Atacformer checkpoint, or the name of one on the Hugging Face hub.
     `universe` spares reading the regions again where the caller has them. Raises NotFound for a missing
     file, BadData for a pickle, a damaged file, or weights that do not fit the universe, and BadArgument for a
     device that is not there.
     """
-    folder = Path(folder)
-    paths = {name: folder / name for name in ("config.json", "model.safetensors", "universe.bed.gz")}
+    folder = fetched(str(folder))
+    paths = {name: folder / name for name in FILES}
     for path in paths.values():
         if not path.is_file():
             raise NotFound(
@@ -129,6 +132,8 @@ def load(folder: str | Path, universe: Universe | None = None, *, device: str = 
                 file=str(path),
                 fix="an encoder folder holds config.json, model.safetensors and universe.bed.gz",
             )
+    if _is_published(paths["config.json"]):
+        return _load_published(folder).on(device, dtype)
     config = _read_config(paths["config.json"])
     if universe is None or universe.digest != config["universe"]["digest"]:
         universe = Universe.load(paths["universe.bed.gz"], assembly(config["assembly"]))
@@ -152,6 +157,23 @@ def load(folder: str | Path, universe: Universe | None = None, *, device: str = 
             fix="copy the encoder folder again, whole",
         )
     return encoder.on(device, dtype)
+
+
+def _is_published(path: Path) -> bool:
+    """Whether a config.json is that of a published Atacformer, which says nothing of its universe."""
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "atacformer" and "universe" not in config
+
+
+def _load_published(folder: Path) -> Encoder:
+    from chromseek.encoder.checkpoint import read_published
+
+    read = read_published(folder)
+    encoder: Encoder = encoder_class("atacformer").from_parts(asdict(read.settings), read.arrays, read.universe)
+    return encoder
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -118,6 +118,11 @@ class LSI:
         """The weights."""
         return {"idf": self._idf.numpy(), "components": self._components.numpy(), "means": self._means}
 
+    def weighted_components(self) -> NDArray[np.float32]:
+        """What each token of a cell adds to its vector, (regions, dim)."""
+        rows: NDArray[np.float32] = (self._components * self._weights["cell"][:, None]).float().numpy()
+        return rows
+
     def encode(self, sets: TokenSets, kind: Kind) -> NDArray[np.float32]:
         """Turn n token sets of one kind into unit vectors, (n, dim)."""
         return centred(self._project(sets, kind), self._means, kind)

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +23,25 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from chromseek import __version__
-from chromseek.data.errors import BadArgument, BadData, NotFound, StorageError
+from chromseek.data.errors import BadArgument, BadData, Busy, NotFound, StorageError
 from chromseek.data.genes import Genes
 from chromseek.data.sources import Source
 from chromseek.data.universe import Universe
-from chromseek.encoder.base import Encoder, fingerprint, save
+from chromseek.encoder.base import Encoder, fingerprint, load
+from chromseek.indexer.content import described_universe, upgraded, views_of
+from chromseek.indexer.fitting import FIT_TOKENS, Fitting
 from chromseek.indexer.ingest import Ingest
 from chromseek.indexer.journal import Journal
 from chromseek.indexer.manifest import Manifest
 from chromseek.indexer.metadata import write_database
 from chromseek.indexer.region_source import RegionSource
 from chromseek.indexer.store import Store, Writer
-from chromseek.indexer.views import FIT_TOKENS, INDEX_FROM, Views, fitted
+from chromseek.indexer.views import INDEX_FROM, View, write_label_views
 
-__all__ = ["FIT_TOKENS", "INDEX_FROM", "Plan", "add", "build", "delete", "deleted_rows", "keep_cache", "rows_files"]
+__all__ = [
+    "FIT_TOKENS", "INDEX_FROM", "Plan", "add", "build", "check_primary", "delete", "deleted_ids",
+    "deleted_rows", "digest_of", "genes_digest", "keep_cache", "rows_files", "write_cache",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -49,19 +54,21 @@ class Plan:
     cells: tuple[Source, ...]
     beds: tuple[Source, ...]
     encoder: Encoder | str  # one at hand, or the name of one to fit
-    dim: int = 64
+    dim: int | None = None  # None: the encoder's own
     genes: Genes | None = None
     labels: tuple[str, ...] = ()
     groups: str | None = None
     keep_tokens: bool = True
     seed: int = 0
+    device: str = "auto"  # which, like the precision, is no part of what is built
+    dtype: str = "auto"
 
     def digest(self) -> str:
         """sha256 of the inputs as they lie on disk, of every parameter, and of the version of this code."""
         encoder = self.encoder if isinstance(self.encoder, str) else fingerprint(self.encoder)
         inputs = [[[s.dataset, s.identity()] for s in sources] for sources in (self.cells, self.beds)]
         parameters = [encoder, self.dim, self.labels, self.groups, self.keep_tokens, self.seed]
-        return _digest([__version__, self.universe.digest, inputs, _genes_digest(self.genes), parameters])
+        return digest_of([__version__, self.universe.digest, inputs, genes_digest(self.genes), parameters])
 
 
 def build(path: str | Path, plan: Plan, *, n_bytes: int = 0) -> Store:
@@ -86,12 +93,13 @@ def build(path: str | Path, plan: Plan, *, n_bytes: int = 0) -> Store:
             reader.read("cells", plan.cells)
             reader.read("beds", plan.beds)
             reader.read("regions", [RegionSource(plan.universe, plan.genes)])
-            encoder = plan.encoder
-            if isinstance(encoder, str):
-                encoder = fitted(encoder, journal, plan.universe, dim=plan.dim, seed=plan.seed)
-            views = Views(writer, journal, encoder)
-            content = _content(plan, encoder, views.name) | {"plan": digest}
-            views.add_to(content["collections"])
+            fitting = Fitting(journal, plan.universe, plan.dim, plan.seed, plan.device, plan.dtype)
+            view = View(writer, journal, fitting.primary(plan.encoder))
+            content = _content(plan, view.name) | {"plan": digest}
+            view.add_to(content["collections"], [*journal.collections])
+            view.save_encoder(content)
+            files = view.files | write_label_views(writer, journal, content, fitting)
+            enter(journal, content["collections"])
         except (BadArgument, BadData):  # the same plan would fail again: it will never be resumed
             journal.discard()
             writer.drop_work(journal.work.name)
@@ -100,39 +108,74 @@ def build(path: str | Path, plan: Plan, *, n_bytes: int = 0) -> Store:
             if fresh and existed:
                 store.path.mkdir()
             raise
-        universe = writer.new_file("universe.bed.gz")
-        encoder.universe.save(universe)
-        saved = save(encoder, writer.new_folder("encoders", views.name))
-        _commit(store, writer, journal, content, [universe, *saved, *views.files])
+        universe = writer.new_file(content["universe"]["path"])
+        plan.universe.save(universe)
+        _commit(store, writer, journal, content, {*files, content["universe"]["path"]})
     return store
 
 
-def add(store: Store, cells: Sequence[Source], beds: Sequence[Source], encoder: Encoder) -> Manifest:
-    """Append cells and BED sets to an atlas, as new segments of a new version."""
+def add(
+    store: Store, cells: Sequence[Source], beds: Sequence[Source], encoder: Encoder, *, device: str, dtype: str
+) -> Manifest:
+    """Append cells and BED sets to an atlas, as new segments of a new version; `encoder` is its primary one.
+
+    Raises Busy when another encoder has taken over since the atlas was opened.
+    """
     with store.write("add") as writer:
         assert writer.parent is not None
-        content = _copy(writer.parent.content)
+        content = upgraded(writer.parent.content)
+        check_primary(store.path, content, fingerprint(encoder)[:12])
         inputs = [[[s.dataset, s.identity()] for s in sources] for sources in (cells, beds)]
-        digest = _digest([__version__, writer.parent.version, fingerprint(encoder), inputs])
+        digest = digest_of([__version__, writer.parent.version, fingerprint(encoder), inputs])
         journal = Journal(writer.work_folder(digest[:32]), store.path)
+        files: set[str] = set()
         try:
             reader = Ingest(writer, journal, encoder.universe)
             for name, sources in (("cells", cells), ("beds", beds)):
                 reader.read(name, sources, content["collections"].get(name))
-            views = Views(writer, journal, encoder)
-            views.add_to(content["collections"])
+            for name in views_of(content, "cells"):
+                primary = name == content["primary"]
+                folder = store.path / "encoders" / name
+                made = encoder if primary else load(folder, encoder.universe, device=device, dtype=dtype)
+                view = View(writer, journal, made)
+                view.add_to(content["collections"], [*journal.collections] if primary else ["cells"])
+                files |= view.files
+            enter(journal, content["collections"])
         except (BadArgument, BadData):
             journal.discard()
             writer.drop_work(journal.work.name)
             raise
-        return _commit(store, writer, journal, content, views.files)
+        return _commit(store, writer, journal, content, files)
+
+
+def check_primary(path: Path, content: dict[str, Any], view: str) -> None:
+    """Refuse to write for an encoder that is not the newest version's. Raises Busy."""
+    if content["primary"] != view:
+        raise Busy(
+            "another encoder has taken over since this atlas was opened",
+            code="ATLAS-MOVED",
+            file=str(path),
+            got=view,
+            fix="open the atlas again and repeat what you did",
+        )
+
+
+def enter(journal: Journal, collections: dict[str, Any]) -> None:
+    """Enter what was read in the manifest's collections, once all views have it."""
+    for name, done in journal.collections.items():
+        if done.parts:
+            entry = collections[name]
+            entry["segments"] += [{"folder": part.folder, "n_rows": part.n_rows} for part in done.parts]
+            entry["sources"] += done.reports
+            entry["n_rows"] += done.n_rows
+            entry["next_id"] += done.n_rows
 
 
 def delete(store: Store, collection: str, ids: NDArray[np.int64]) -> Manifest:
     """Take rows out of sight by id, in a new version; their space is freed when segments are rewritten."""
     with store.write("delete") as writer:
         assert writer.parent is not None
-        content = _copy(writer.parent.content)
+        content = upgraded(writer.parent.content)
         entry = content["collections"][collection]
         gone = np.union1d(_ids_in(writer, entry["deletes"]), ids)
         path = writer.new_file(f"deletes/v{writer.parent.version + 1}-{collection}.parquet")
@@ -145,9 +188,14 @@ def delete(store: Store, collection: str, ids: NDArray[np.int64]) -> Manifest:
     return manifest
 
 
+def deleted_ids(store: Store | Writer, collection: dict[str, Any]) -> NDArray[np.int64]:
+    """The ids of a collection that are deleted, sorted."""
+    return _ids_in(store, collection["deletes"])
+
+
 def deleted_rows(store: Store, collection: dict[str, Any]) -> NDArray[np.bool_] | None:
     """Which rows of a collection are deleted, (rows); None when none is."""
-    gone = _ids_in(store, collection["deletes"])
+    gone = deleted_ids(store, collection)
     if len(gone) == 0:
         return None
     ids = [pq.read_table(path, columns=["id"]).column(0).to_numpy() for path in rows_files(store, collection)]
@@ -199,30 +247,34 @@ def _built_meanwhile(path: Path) -> StorageError:
     )
 
 
-def _content(plan: Plan, encoder: Encoder, view: str) -> dict[str, Any]:
-    """What the manifest says of an atlas as a whole; its collections are still to come."""
-    universe = plan.universe
+def _content(plan: Plan, view: str) -> dict[str, Any]:
+    """What the manifest says of an atlas as a whole; its encoders and collections are still to come."""
     return {
-        "assembly": universe.assembly.name,
-        "universe": {"path": "universe.bed.gz", "n_regions": len(universe), "digest": universe.digest},
-        "encoders": {view: {"name": encoder.name, "fingerprint": fingerprint(encoder), "dim": encoder.dim}},
+        "assembly": plan.universe.assembly.name,
+        "universe": described_universe(plan.universe, "universe.bed.gz"),
+        "encoders": {},
         "primary": view,
+        "label_views": {},
         "labels": list(plan.labels),
         "groups": plan.groups,
         "keep_tokens": plan.keep_tokens,
         "collections": {},
+        "reencoded": [],
     }
 
 
-def _commit(store: Store, writer: Writer, journal: Journal, content: dict[str, Any], files: Iterable[Path]) -> Manifest:
-    """Make what was built a version that readers see, without the cells' token sets where they are not kept."""
+def _commit(store: Store, writer: Writer, journal: Journal, content: dict[str, Any], files: set[str]) -> Manifest:
+    """Make what was built a version that readers see, without the cells' token sets where they are not kept.
+
+    `files` are those of the views; what the journal has, and what the parent has already, need not be among them.
+    """
     dropped = set()
     if not content.get("keep_tokens", True):
-        dropped = {store.path / part.folder / "tokens.parquet" for part in journal.of("cells").parts}
+        dropped = {f"{part.folder}/tokens.parquet" for part in journal.of("cells").parts}
     keep = () if writer.parent is None else writer.parent.entries
-    manifest = writer.commit(content, files=[path for path in files if path not in dropped], keep=keep)
+    manifest = writer.commit(content, files=sorted((files | journal.paths) - dropped - {*keep}), keep=keep)
     for path in dropped:  # only now: until the commit a killed build resumes from them
-        path.unlink()
+        (store.path / path).unlink()
     write_cache(store, manifest)
     writer.drop_work(journal.work.name)
     return manifest
@@ -241,7 +293,8 @@ def _ids_in(store: Store | Writer, relative: str | None) -> NDArray[np.int64]:
     return np.asarray(pq.read_table(store.file(relative)).column("id").to_numpy(), np.int64)
 
 
-def _genes_digest(genes: Genes | None) -> str | None:
+def genes_digest(genes: Genes | None) -> str | None:
+    """sha256 of genes."""
     if genes is None:
         return None
     regions = genes.regions
@@ -251,10 +304,6 @@ def _genes_digest(genes: Genes | None) -> str | None:
     return digest.hexdigest()
 
 
-def _copy(content: dict[str, Any]) -> dict[str, Any]:
-    copied: dict[str, Any] = json.loads(json.dumps(content))
-    return copied
-
-
-def _digest(described: Any) -> str:
+def digest_of(described: Any) -> str:
+    """sha256 of what JSON can hold."""
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()

@@ -18,6 +18,7 @@ class Part:
     folder: str  # relative to the atlas
     n_rows: int
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    owned: bool = True  # False for a segment of an older version, to which files are added
 
     @classmethod
     def of(cls, root: Path, folder: Path, n_rows: int) -> "Part":
@@ -27,6 +28,12 @@ class Part:
             sync(path)
         checkpoint("segment-synced")
         return cls(str(folder.relative_to(root)), n_rows, {str(p.relative_to(folder)): digest(p) for p in paths})
+
+    def record(self, root: Path, path: Path) -> None:
+        """Add a file that was written just now, made durable."""
+        sync(path)
+        checkpoint("file-recorded")
+        self.files[path.relative_to(root / self.folder).as_posix()] = digest(path)
 
     def is_whole(self, root: Path) -> bool:
         """Whether every file still is what was recorded."""
@@ -75,6 +82,12 @@ class Journal:
         parts = [part for entry in self.collections.values() for part in entry.parts]
         return sum(size for part in parts for size, _ in part.files.values())
 
+    @property
+    def paths(self) -> set[str]:
+        """The files that are finished, relative to the atlas."""
+        parts = [part for entry in self.collections.values() for part in entry.parts]
+        return {f"{part.folder}/{file}" for part in parts for file in part.files}
+
     def save(self) -> None:
         """Write all of it, atomically."""
         text = json.dumps({name: asdict(entry) for name, entry in self.collections.items()})
@@ -89,5 +102,7 @@ class Journal:
         """Remove the finished parts: nothing will come of them."""
         for entry in self.collections.values():
             for part in entry.parts:
-                remove(self.root / part.folder)
+                folder = self.root / part.folder
+                for path in [folder] if part.owned else [folder / file for file in part.files]:
+                    remove(path)
         self.collections.clear()

@@ -42,13 +42,7 @@ class SegmentWriter:
         self._schema = schema
         self._full = pa.schema([*OWN_COLUMNS, *schema])
         self._rows = pq.ParquetWriter(folder / "rows.parquet", self._full, compression="zstd")
-        self._tokens = pq.ParquetWriter(
-            folder / "tokens.parquet",
-            _TOKENS,
-            compression="zstd",
-            use_dictionary=False,
-            column_encoding={"tokens.list.element": "DELTA_BINARY_PACKED"},
-        )
+        self._tokens = TokenWriter(folder)
 
     def add(self, block: SetBlock, dataset: str, first_id: int) -> None:
         """Append a block; its rows get the ids from first_id on."""
@@ -66,13 +60,34 @@ class SegmentWriter:
         self._rows.write_table(
             pa.Table.from_arrays([*map(as_chunked, own), *users.columns], schema=self._full), GROUP_ROWS
         )
-        self._tokens.write_table(pa.table([block.sets.to_arrow()], schema=_TOKENS), GROUP_ROWS)
+        self._tokens.add(block.sets)
         self.n_rows += n
 
     def close(self) -> None:
         """Finish both files."""
         self._rows.close()
         self._tokens.close()
+
+
+class TokenWriter:
+    """Writes the token sets of a segment, block by block."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = pq.ParquetWriter(
+            folder / "tokens.parquet",
+            _TOKENS,
+            compression="zstd",
+            use_dictionary=False,
+            column_encoding={"tokens.list.element": "DELTA_BINARY_PACKED"},
+        )
+
+    def add(self, sets: TokenSets) -> None:
+        """Append sets."""
+        self._file.write_table(pa.table([sets.to_arrow()], schema=_TOKENS), GROUP_ROWS)
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
 
 
 def as_chunked(array: pa.Array) -> pa.ChunkedArray:

@@ -1,7 +1,7 @@
 """Views: from stored token sets to vectors and lists. Inputs are not read again, and memory is bounded by a block."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import faiss
@@ -9,129 +9,134 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from chromseek.data.tokens import TokenSets
-from chromseek.data.universe import Universe
-from chromseek.encoder.base import Encoder, Kind, encoder_class, fingerprint, load, save
-from chromseek.indexer.durable import checkpoint, sync
+from chromseek.encoder.base import Encoder, Kind, fingerprint, save
+from chromseek.indexer.content import described_encoder, new_collection
+from chromseek.indexer.durable import checkpoint
+from chromseek.indexer.fitting import Fitting
 from chromseek.indexer.journal import Journal, Part
 from chromseek.indexer.progress import progress
-from chromseek.indexer.segment import VectorWriter, read_sets, take_sets
+from chromseek.indexer.segment import VectorWriter, read_sets
 from chromseek.indexer.store import Writer
 from chromseek.indexer.vectors import train_quantiser, write_codes
 
 INDEX_FROM = 50_000  # rows; below, a view has no lists and every search is exact
-FIT_SETS = 20_000  # sets of a kind and
-FIT_TOKENS = 12_000_000  # tokens of a kind that an encoder is fitted on, at most
 ENCODE_ROWS = 2_048  # sets encoded at a time
 KIND_OF: dict[str, Kind] = {"cells": "cell", "regions": "region", "beds": "bed"}
 
 
-def fitted(name: str, journal: Journal, universe: Universe, *, dim: int, seed: int) -> Encoder:
-    """Fit an encoder on a sample of what was read; a resumed build finds the one that was fitted."""
-    folder = journal.work / "encoder"
-    mark = folder / "done"
-    if mark.exists():
-        return load(folder, universe)
-    with progress(f"fitting {name}", None):
-        cells, beds = _sample(journal, "cells", seed), _sample(journal, "beds", seed)
-        encoder: Encoder = encoder_class(name).fit(cells, beds, universe, dim=dim, seed=seed)
-    for path in save(encoder, folder):
-        sync(path)
-    checkpoint("encoder-saved")
-    mark.touch()
-    return encoder
+class View:
+    """Writes the vectors of one encoder over what was read, and their lists; `files` are those of the new version.
 
-
-def _sample(journal: Journal, name: str, seed: int) -> TokenSets:
-    """Some of the sets of a collection at random, FIT_SETS and about FIT_TOKENS at most."""
-    parts = journal.of(name).parts
-    columns = [pq.read_table(journal.root / part.folder / "rows.parquet", columns=["n_tokens"]) for part in parts]
-    sizes = np.concatenate([np.empty(0, np.int64), *(table.column(0).to_numpy() for table in columns)])
-    rows = np.random.default_rng(seed).permutation(len(sizes))[:FIT_SETS]
-    fits = np.cumsum(sizes[rows]) <= FIT_TOKENS
-    fits[:3] = True  # however large they are
-    rows = np.sort(rows[fits])
-    taken, first = [], 0
-    for part in parts:
-        mine = rows[(rows >= first) & (rows < first + part.n_rows)] - first
-        if len(mine):
-            taken.append(take_sets(journal.root / part.folder, mine))
-        first += part.n_rows
-    return TokenSets.concat(taken)
-
-
-class Views:
-    """Writes the vectors of one encoder over what was read, and their lists; `files` are those of the new version."""
+    A file that an older version has, of this encoder over the same segment, is taken over and not written again.
+    """
 
     def __init__(self, writer: Writer, journal: Journal, encoder: Encoder) -> None:
         self._writer, self._journal, self._encoder = writer, journal, encoder
         self.name = fingerprint(encoder)[:12]
-        self.files: list[Path] = []
+        self.files: set[str] = set()  # relative to the atlas
 
-    def add_to(self, collections: dict[str, Any]) -> None:
-        """Encode and index what was read, and enter it in the manifest's collections."""
-        for name, done in self._journal.collections.items():
-            if not done.parts:
+    def add_to(self, collections: dict[str, Any], names: Sequence[str]) -> None:
+        """Encode and index what was read of these collections, before their entries say that it is there."""
+        for name in names:
+            parts = self._journal.of(name).parts
+            if not parts:
                 continue
-            entry = collections.setdefault(
-                name, {"n_rows": 0, "next_id": 0, "segments": [], "sources": [], "deletes": None, "quantiser": None}
-            )
-            with progress(f"encoding {name}", done.n_rows) as tick:
-                for part in done.parts:
+            entry = collections.setdefault(name, new_collection())
+            n_rows = sum(part.n_rows for part in parts)
+            with progress(f"encoding {name}", n_rows) as tick:
+                for part in parts:
                     self._encode(part, KIND_OF[name], tick)
-            if entry["n_rows"] + done.n_rows >= INDEX_FROM:
-                self._index(name, entry, done.parts)
-            entry["segments"] += [{"folder": part.folder, "n_rows": part.n_rows} for part in done.parts]
-            entry["sources"] += done.reports
-            entry["n_rows"] += done.n_rows
-            entry["next_id"] += done.n_rows
+            if entry["n_rows"] + n_rows >= INDEX_FROM:
+                self._index(name, entry, parts)
+            if self._encoder.context is not None:
+                longer = sum(self._n_longer(part, self._encoder.context) for part in parts)
+                entry["longer"][self.name] = entry["longer"].get(self.name, 0) + longer
+
+    def save_encoder(self, content: dict[str, Any]) -> None:
+        """Keep the encoder in the atlas, and enter it in the manifest's content."""
+        folder = f"encoders/{self.name}"
+        there = self._writer.under(folder)
+        if not there:
+            saved = save(self._encoder, self._writer.new_folder("encoders", self.name))
+            there = [f"{folder}/{path.name}" for path in saved]
+        self.files |= set(there)
+        content["encoders"][self.name] = described_encoder(self._encoder)
 
     def _encode(self, part: Part, kind: Kind, tick: Callable[[int], None]) -> None:
-        """Write the vectors of one segment, unless the journal has them."""
-        relative = f"views/{self.name}/vectors.npy"
-        folder = self._journal.root / part.folder
-        if relative not in part.files:
-            writer = VectorWriter(folder / relative, part.n_rows, self._encoder.dim)
-            for sets in read_sets(folder):
+        """Write the vectors of one segment, unless the journal or an older version has them."""
+        own = f"views/{self.name}/vectors.npy"
+        relative = f"{part.folder}/{own}"
+        self.files.add(relative)
+        if own in part.files or self._writer.has(relative):
+            tick(part.n_rows)
+            return
+        path = self._writer.new_file(relative)
+        with closing(VectorWriter(path, part.n_rows, self._encoder.dim)) as writer:
+            for sets in read_sets(self._journal.root / part.folder):
                 for start in range(0, len(sets), ENCODE_ROWS):
                     block = sets.slice(start, min(start + ENCODE_ROWS, len(sets)))
                     writer.add(self._encoder.encode(block, kind))
                     tick(len(block))
-            writer.close()
-            part.files = Part.of(self._journal.root, folder, part.n_rows).files
-            self._journal.save()
-        self.files += [folder / file for file in part.files]
+        part.record(self._journal.root, path)
+        self._journal.save()
+
+    def _n_longer(self, part: Part, context: int) -> int:
+        """How many sets of a segment have more tokens than the encoder reads at once."""
+        rows = pq.read_table(self._journal.root / part.folder / "rows.parquet", columns=["n_tokens"])
+        return int((rows.column(0).to_numpy() > context).sum())
 
     def _index(self, name: str, entry: dict[str, Any], parts: Sequence[Part]) -> None:
         """Give each new segment its lists; older ones too when the view has just become large enough."""
         root = self._journal.root
-        new = [root / part.folder for part in parts]
-        old = [root / segment["folder"] for segment in entry["segments"]]
-        views = {folder: folder / f"views/{self.name}" for folder in (*old, *new)}
-        arrays = {folder: np.load(view / "vectors.npy", mmap_mode="r") for folder, view in views.items()}
+        new = [part.folder for part in parts]
+        old = [segment["folder"] for segment in entry["segments"]]
+        arrays = {f: np.load(root / f / f"views/{self.name}/vectors.npy", mmap_mode="r") for f in (*old, *new)}
         n_rows = sum(map(len, arrays.values()))
         sample = _vector_sample([*arrays.values()], 64 * int(4 * np.sqrt(n_rows)))
         if len(sample) == 0:  # every set is empty
             return
         with progress(f"indexing {name}", n_rows) as tick:
-            if entry["quantiser"] is None:
-                path = self._writer.new_file(f"quantisers/{self.name}-{name}.faiss")
-                centroids = train_quantiser(sample, n_rows)
-                quantiser = faiss.IndexFlatIP(centroids.shape[1])
-                quantiser.add(centroids)
-                faiss.write_index(quantiser, str(path))
-                self.files.append(path)
-                entry["quantiser"] = path.relative_to(root).as_posix()
-                new += old
-            else:
-                quantiser = faiss.read_index(str(self._writer.file(entry["quantiser"])))
-                centroids = quantiser.reconstruct_n(0, quantiser.ntotal)
+            new += [] if self.name in entry["quantisers"] else old
+            centroids = self._quantiser(name, entry, sample, n_rows)
             for folder in new:
-                path = views[folder] / "codes.faiss"
-                write_codes(path, centroids, arrays[folder], sample)
-                checkpoint("codes-written")
-                self.files.append(path)
+                relative = f"{folder}/views/{self.name}/codes.faiss"
+                self.files.add(relative)
+                if not self._writer.has(relative):
+                    write_codes(self._writer.new_file(relative), centroids, arrays[folder], sample)
+                    checkpoint("codes-written")
                 tick(len(arrays[folder]))
+
+    def _quantiser(
+        self, name: str, entry: dict[str, Any], sample: NDArray[np.float32], n_rows: int
+    ) -> NDArray[np.float32]:
+        """The centroids of the view's lists, trained where it has none yet, (lists, dim)."""
+        relative = entry["quantisers"].setdefault(self.name, f"quantisers/{self.name}-{name}.faiss")
+        self.files.add(relative)
+        if self._writer.has(relative):
+            quantiser = faiss.read_index(str(self._journal.root / relative))
+            return np.asarray(quantiser.reconstruct_n(0, quantiser.ntotal), np.float32)
+        centroids = train_quantiser(sample, n_rows)
+        quantiser = faiss.IndexFlatIP(centroids.shape[1])
+        quantiser.add(centroids)
+        faiss.write_index(quantiser, str(self._writer.new_file(relative)))
+        return centroids
+
+
+def write_label_views(writer: Writer, journal: Journal, content: dict[str, Any], fitting: Fitting) -> set[str]:
+    """Fit a label-aware view of the cells for each label of the atlas, and write it; return the files."""
+    files: set[str] = set()
+    content["label_views"] = {}
+    for label in content["labels"]:
+        encoder, why = fitting.labelled(label)
+        name = None
+        if encoder is not None:
+            view = View(writer, journal, encoder)
+            view.add_to(content["collections"], ["cells"])
+            view.save_encoder(content)
+            files |= view.files
+            name = view.name
+        content["label_views"][label] = {"view": name, "why": why}
+    return files
 
 
 def _vector_sample(arrays: Sequence[NDArray[np.float16]], n: int) -> NDArray[np.float32]:

@@ -9,20 +9,23 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from chromseek import __version__
-from chromseek.data.errors import BadArgument, Busy, StorageError, printable
+from chromseek.data.errors import BadArgument, Busy, ChromseekError, StorageError, printable
 from chromseek.indexer.check import inspect, listed_file, refuse, unopenable
-from chromseek.indexer.durable import checkpoint, digests, disk_errors, remove, sync, write_new
+from chromseek.indexer.durable import checkpoint, digest, digests, disk_errors, remove, sync, write_new
 from chromseek.indexer.manifest import (
     FOLDERS,
     LOOSE,
     FileEntry,
     Manifest,
+    damaged,
     is_data_path,
     list_versions,
     manifest_path,
@@ -54,6 +57,36 @@ class Writer:
         if self.parent is None:
             raise unopenable(self._root, None)
         return listed_file(self._root, self.parent, relative)
+
+    def has(self, relative: str) -> bool:
+        """Whether a version on disk, the parent or an older one, has this file, as it was written.
+
+        Raises BadData when one lists it and it is damaged.
+        """
+        entry = self._everywhere.get(relative)
+        if entry is None:
+            return False
+        try:
+            regular(self._root, relative)
+            found = digest(self._root / relative)
+        except FileNotFoundError:
+            found = None
+        if found != (entry.size, entry.sha256):
+            raise damaged(self._root / relative, "it was changed or cut", older=[])
+        return True
+
+    def under(self, folder: str) -> list[str]:
+        """The files that versions on disk have in a folder. Raises BadData when one is damaged."""
+        return [path for path in self._everywhere if path.startswith(f"{folder}/") and self.has(path)]
+
+    @cached_property
+    def _everywhere(self) -> dict[str, FileEntry]:
+        """Path → entry, of all versions that could be read when first asked."""
+        found: dict[str, FileEntry] = {}
+        for version in list_versions(self._root):
+            with suppress(ChromseekError):  # a damaged manifest is no reason not to write beside it
+                found |= read_manifest(self._root, version).entries
+        return found
 
     def need(self, n_bytes: int) -> None:
         """Check that there is room for files of this size in all, and a fifth more. Raises StorageError."""

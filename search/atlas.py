@@ -6,8 +6,9 @@ atlas.cells.search(adata, k=10, where="tissue = 'blood'").to_pandas()
 atlas.annotate(adata, label="cell_type")
 """
 
-import json
+import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +18,35 @@ from numpy.typing import NDArray
 from chromseek.data.errors import BadArgument, NotFound, printable
 from chromseek.data.genome import assembly as assembly_named
 from chromseek.data.sources import ReadOptions
-from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
 from chromseek.encoder.base import Encoder, load
 from chromseek.indexer import build as builder
+from chromseek.indexer.content import upgraded
 from chromseek.indexer.metadata import Metadata
-from chromseek.indexer.segment import take_sets
+from chromseek.indexer.reencode import reencode
 from chromseek.indexer.store import Problem, Store
 from chromseek.indexer.vectors import Vectors
-from chromseek.search.build_plan import plan_build, sources_of
+from chromseek.search.annotate import SideBySide, annotate
+from chromseek.search.build_plan import plan_build, plan_reencoding, sources_of
+from chromseek.search.calibration import calibrate
 from chromseek.search.collection import DEFAULT_PROBES, Collection
 from chromseek.search.estimate import estimate
 from chromseek.search.hits import Hits
-from chromseek.search.measure import CHANCE, N_REGIONS, N_SETS, SEED, choose_probes, sanity
+from chromseek.search.report import info, warnings
 
 __all__ = ["COLLECTIONS", "Atlas", "build", "open", "plan_build"]
 
-STALE = 0.05  # share of rows changed since the calibration from which a warning says so
 COLLECTIONS = ("cells", "regions", "beds")
 
 
 class Atlas:
     """One version of an atlas; what is opened never changes. `add` and `delete` move to the version they made."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, *, device: str = "auto", dtype: str = "auto") -> None:
+        self._store, self._device, self._dtype = store, device, dtype
         self.content: dict[str, Any] = {}
+        self._label_views: dict[str, Collection] = {}
+        self._loading = threading.Lock()
         self._load()
 
     def _load(self) -> None:
@@ -50,44 +54,85 @@ class Atlas:
         assert self._store.manifest is not None
         before = self.content.get("primary")
         self.version = self._store.manifest.version
-        self.content = self._store.manifest.content
+        self.content = upgraded(self._store.manifest.content)
         self._closed = False
+        self._label_views = {}
         primary = self.content["primary"]
         if primary != before:
-            universe = Universe.load(self._store.file("universe.bed.gz"), assembly_named(self.content["assembly"]))
-            self.encoder: Encoder = load(self._store.path / "encoders" / primary, universe)
+            path = self._store.file(self.content["universe"]["path"])
+            universe = Universe.load(path, assembly_named(self.content["assembly"]))
+            self.encoder: Encoder = self._encoder(primary, universe)
             self.universe = self.encoder.universe
         self._collections = {name: self._collection(name) for name in self.content["collections"]}
 
+    def _encoder(self, view: str, universe: Universe) -> Encoder:
+        return load(self._store.path / "encoders" / view, universe, device=self._device, dtype=self._dtype)
+
     def _collection(self, name: str) -> Collection:
-        entry, primary = self.content["collections"][name], self.content["primary"]
-        calibration = self.content.get("calibration", {}).get("recall", {}).get(name, {})
-        views = [f"{segment['folder']}/views/{primary}" for segment in entry["segments"]]
-        codes = [self._store.file(f"{view}/codes.faiss") for view in views] if entry["quantiser"] else []
-        vectors = Vectors([self._store.file(f"{view}/vectors.npy") for view in views], codes)
-        paths = builder.rows_files(self._store, entry)
+        entry = self.content["collections"][name]
         database = self._store.cache / f"metadata-v{self.version}.duckdb"
+        paths = builder.rows_files(self._store, entry)
+        metadata = Metadata(name, paths, database=database, deleted=builder.deleted_rows(self._store, entry))
+        measured = self.content.get("calibration", {}).get("recall", {}).get(name, {})
+        return self._viewed(name, metadata, self.content["primary"], self.encoder, measured)
+
+    def _viewed(
+        self,
+        name: str,
+        metadata: Metadata,
+        view: str,
+        encoder: Encoder,
+        measured: Mapping[str, Any],
+        label: str | None = None,
+    ) -> Collection:
+        """A collection by one of its views, that of a label if one is given; `measured` is the calibration of it."""
+        entry = self.content["collections"][name]
+        folders = [f"{segment['folder']}/views/{view}" for segment in entry["segments"]]
+        codes = [self._store.file(f"{folder}/codes.faiss") for folder in folders] if view in entry["quantisers"] else []
         return Collection(
             name,
-            Metadata(name, paths, database=database, deleted=builder.deleted_rows(self._store, entry)),
-            vectors,
-            self.encoder,
-            n_probe=calibration.get("n_probe", DEFAULT_PROBES),
-            recall=calibration.get("recall@10"),
+            metadata,
+            Vectors([self._store.file(f"{folder}/vectors.npy") for folder in folders], codes),
+            encoder,
+            n_probe=measured.get("n_probe", DEFAULT_PROBES),
+            recall=measured.get("recall@10"),
             receipt={
                 "atlas": str(self._store.path),
                 "version": self.version,
-                "encoder": self.content["encoders"][primary]["fingerprint"],
+                "encoder": self.content["encoders"][view]["fingerprint"],
                 "assembly": self.content["assembly"],
                 "universe": self.content["universe"]["digest"],
+                **({} if label is None else {"label_view": label}),
             },
-            stored=self._stored,
+            stored=partial(self._stored, label),
         )
 
-    def _stored(self, name: str, ids: Sequence[int]) -> tuple[NDArray[np.float32], list[str]]:
-        """Vectors and names of stored rows, for queries by id."""
+    def label_view(self, label: str) -> Collection | None:
+        """The cells by the view that was fitted for a label, loaded when first asked for; None where there is none."""
+        self._check_open()
+        view = self.content["label_views"].get(label, {}).get("view")
+        if view is None:
+            return None
+        with self._loading:
+            if label not in self._label_views:
+                measured = self.content.get("calibration", {}).get("label_recall", {}).get(label, {})
+                encoder = self._encoder(view, self.universe)
+                cells = self._viewed("cells", self.cells.metadata, view, encoder, measured, label)
+                self._label_views[label] = cells
+            return self._label_views[label]
+
+    def _stored(self, label: str | None, name: str, ids: Sequence[int]) -> tuple[NDArray[np.float32], list[str]]:
+        """Vectors, by the view of a label or the primary one, and names of stored rows, for queries by id."""
         collection = self.collection(name)
-        return collection.vectors_of(ids), collection.get(ids, ["name"])["name"].to_pylist()
+        viewed = collection if label is None else self.label_view(label)
+        if viewed is None or viewed.name != name:
+            raise BadArgument(
+                f"the {name} have no vectors by the view of {printable(label)}",
+                code="LABEL-VIEW",
+                got=name,
+                fix="ask with cells, or search without that view",
+            )
+        return viewed.vectors_of(ids), collection.get(ids, ["name"])["name"].to_pylist()
 
     def collection(self, name: str) -> Collection:
         """A collection by name. Raises NotFound when the atlas has none of it, BadArgument after close()."""
@@ -136,7 +181,7 @@ class Atlas:
         found = sources_of(cells, beds, read, assembly)
         if not found[0] and not found[1]:
             raise BadArgument("nothing to add", code="ADD-NOTHING", fix="give cells= or beds=")
-        builder.add(self._store, *found, self.encoder)
+        builder.add(self._store, *found, self.encoder, device=self._device, dtype=self._dtype)
         self._load()
 
     def delete(
@@ -163,109 +208,54 @@ class Atlas:
     def calibrate(self) -> None:
         """Measure recall and the sanity of each direction on this version, and store both in a new one."""
         self._check_open()
-        recalls = {}
-        for name, collection in self._collections.items():
-            if collection.vectors.n_lists:
-                n_probe, reached = choose_probes(collection.vectors)
-                recalls[name] = {"n_probe": n_probe, "recall@10": reached}
-        samples = {name: sample for name in self._collections if (sample := self._sample(name)) is not None}
-        with self._store.write("calibrate") as writer:
-            assert writer.parent is not None
-            content = json.loads(json.dumps(writer.parent.content))
-            content["calibration"] = {
-                "made_at": self.version,
-                "n_rows": {name: len(collection) for name, collection in self._collections.items()},
-                "n_ever": {name: entry["next_id"] for name, entry in self.content["collections"].items()},
-                "recall": recalls,
-                "sanity": sanity(samples, len(self.universe)),
-            }
-            manifest = writer.commit(content, keep=writer.parent.entries)
-            builder.keep_cache(self._store, manifest)
+        calibrate(self, self._store)
         self._load()
 
-    def _sample(self, name: str) -> tuple[TokenSets, NDArray[np.float32]] | None:
-        """Token sets and vectors of some rows at random; None where the token sets were not kept."""
-        collection = self._collections[name]
-        segments = self.content["collections"][name]["segments"]
-        assert self._store.manifest is not None
-        if not all(f"{segment['folder']}/tokens.parquet" in self._store.manifest.entries for segment in segments):
-            return None
-        live = collection.metadata.where(None)
-        live = live[collection.metadata.column("n_tokens").to_numpy()[live] > 0]
-        n = min(len(live), N_REGIONS if name == "regions" else N_SETS)
-        rows = np.sort(np.random.default_rng(SEED).choice(live, n, replace=False))
-        vectors = collection.vectors.get(rows)
-        known = vectors.any(axis=1)
-        rows, vectors = rows[known], vectors[known]
-        parts, first = [], 0
-        for segment in segments:
-            mine = rows[(rows >= first) & (rows < first + segment["n_rows"])] - first
-            if len(mine):
-                parts.append(take_sets(self.path / segment["folder"], mine))
-            first += segment["n_rows"]
-        return TokenSets.concat(parts), vectors
+    def reencode(
+        self,
+        encoder: str | Path | Encoder,
+        *,
+        chain: str | Path | None = None,
+        genes: str | Path | None = None,
+        dim: int | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        """Make a new version under another encoder from the stored token sets alone, and move to it.
+
+        encoder: as in `build`; a name to fit keeps the universe. Regions of another universe are found by overlap.
+        chain: a liftOver chain file to the encoder's assembly, where the atlas is of another one.
+        genes: GTF or BED with symbols, for the regions of another universe.
+
+        info()["reencoded"] has what was lost. A killed one goes on where it stopped when it is called again. Raises
+        BadArgument for an atlas without token sets or for another assembly without a chain, Busy while another process
+        writes.
+        """
+        self._check_open()
+        plan = plan_reencoding(
+            self, encoder, chain=chain, genes=genes, dim=dim, seed=seed, device=device, dtype=dtype
+        )  # fmt: skip
+        self._store.manifest = reencode(self._store, plan)
+        self._device, self._dtype = device, dtype
+        self.content = {}  # so that the encoder is loaded for this device
+        self._load()
+        self.calibrate()
 
     def info(self) -> dict[str, Any]:
-        """What the atlas holds and how good it is: rows, columns, sources with QC, recall, sanity, warnings."""
-        calibration = self.content.get("calibration", {})
-        collections = {}
-        for name, collection in self._collections.items():
-            entry = self.content["collections"][name]
-            collections[name] = {
-                "rows": len(collection),
-                "segments": len(entry["segments"]),
-                "lists": collection.vectors.n_lists,
-                "columns": {field.name: str(field.type) for field in collection.schema},
-                "sources": entry["sources"],
-            }
-        return {
-            "path": str(self.path),
-            "version": self.version,
-            "versions": Store.versions(self.path),
-            "assembly": self.content["assembly"],
-            "universe": self.content["universe"],
-            "encoder": self.content["encoders"][self.content["primary"]],
-            "labels": self.content.get("labels", []),
-            "groups": self.content.get("groups"),
-            "collections": collections,
-            "calibration": calibration,
-            "warnings": self.warnings(),
-        }
+        """What the atlas holds and how good it is: rows, columns, sources with QC, views, recall, sanity, warnings."""
+        self._check_open()
+        return info(self)
 
     def warnings(self) -> list[str]:
         """What a user should know before trusting an answer."""
-        calibration = self.content.get("calibration", {})
-        found = [
-            f"search {direction} is no better than chance on this atlas (sanity {score}): do not rely on it"
-            for direction, score in calibration.get("sanity", {}).items()
-            if score is not None and score <= CHANCE
-        ]
-        changed = self._changed_since(calibration) if calibration else 0.0
-        if changed >= STALE:
-            found.append(
-                f"calibrated at v{calibration['made_at']}, {changed:.0%} of rows since: run `chromseek calibrate` "
-                "or atlas.calibrate()"
-            )
-        if not self.content.get("keep_tokens", True):
-            found.append("the token sets of cells were not kept: no sanity of searches by or of cells was measured")
-        for name, entry in self.content["collections"].items():
-            for source in entry["sources"]:
-                if source["n_empty"]:
-                    found.append(
-                        f"{source['n_empty']} of {source['n_sets']} {name} of {source['dataset']} have no token"
-                    )
-        return found
+        self._check_open()
+        return warnings(self)
 
-    def _changed_since(self, calibration: Mapping[str, Any]) -> float:
-        """The share of rows added or deleted since a calibration, in the collection that changed most."""
-        shares = [0.0]
-        for name, entry in self.content["collections"].items():
-            ever, live = calibration["n_ever"].get(name, 0), calibration["n_rows"].get(name, 0)
-            now = len(self._collections[name])
-            deleted = entry["next_id"] - now
-            changed = (entry["next_id"] - ever) + (deleted - (ever - live))
-            shares.append(min(1.0, changed / max(1, now)))
-        return max(shares)
+    def annotator(self, labels: Sequence[str]) -> SideBySide:
+        """The encoder of the questions that `annotate` asks for these labels."""
+        views = {label: self.label_view(label) for label in labels}
+        return SideBySide(self.encoder, {label: view for label, view in views.items() if view is not None})
 
     def annotate(
         self,
@@ -279,8 +269,6 @@ class Atlas:
         read: ReadOptions | None = None,
     ) -> Any:
         """Transfer labels from the atlas's cells to a query's; see chromseek.search.annotate."""
-        from chromseek.search.annotate import annotate
-
         return annotate(
             self, query, label, k=k, where=where, exclude_same=exclude_same, copy=copy, read=read or ReadOptions()
         )
@@ -322,9 +310,19 @@ class Atlas:
         return f"<Atlas {self.path.name} v{self.version} ({self.content['assembly']}): {counts}>"
 
 
-def open(path: str | Path, *, version: int | None = None, verify: bool = False) -> Atlas:
-    """Open an atlas, the newest version by default; `verify` hashes every file first."""
-    return Atlas(Store.open(path, version=version, verify=verify))
+def open(
+    path: str | Path,
+    *,
+    version: int | None = None,
+    verify: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Atlas:
+    """Open an atlas, the newest version by default; `verify` hashes every file first.
+
+    device, dtype: where queries are encoded (auto, cpu, cuda) and in which precision (auto, float32, bfloat16).
+    """
+    return Atlas(Store.open(path, version=version, verify=verify), device=device, dtype=dtype)
 
 
 def build(
@@ -338,9 +336,11 @@ def build(
     groups: str | None = None,
     assembly: str | None = None,
     genes: str | Path | None = None,
-    dim: int = 64,
+    dim: int | None = None,
     keep_tokens: bool = True,
     seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
     read: ReadOptions | None = None,
 ) -> Atlas:
     """Build an atlas from cells, BED sets or both, and open it.
@@ -348,11 +348,15 @@ def build(
     cells: h5ad, AnnData, fragments, a sample manifest (TSV with a path column), a Simulation, or a list of these.
     beds: a folder, a glob, a manifest (TSV, CSV or Parquet with a `path` or `file` column), or a list of paths.
     universe: a BED file, frame or Universe; without it the regions of the first cells file serve.
-    encoder: the name of one to fit, a saved folder, or an Encoder.
-    labels, groups: obs columns that annotations are meant for, and the one (donor, library) to leave out whole when
-        they are judged; recorded in the atlas. Any other column can be transferred too.
+    encoder: lsi or bag, fitted here; atacformer:tiny, :small or :base, trained here; the folder of a saved one; a name
+        on the Hugging Face hub (org/name); or an Encoder.
+    labels: obs columns that annotations are meant for: for each a label-aware view of the cells is fitted, which
+        `annotate` alone uses. Any other column can be transferred too.
+    groups: the column (donor, library) to leave out whole when labels are judged; recorded in the atlas.
     assembly: hg19, hg38 or mm10; guessed from the regions where they allow.
     genes: GTF or BED with symbols: the regions get their nearest gene and its distance.
+    dim: the width of the vectors of an encoder that is fitted; its own by default (lsi 64, bag 128).
+    device, dtype: where sets are encoded (auto, cpu, cuda) and in which precision (auto, float32, bfloat16).
     read: how files are read: chain, blacklist (its regions leave the universe too), chromosome names, bad lines.
 
     A killed build leaves no atlas; the same call goes on where it stopped. Raises BadData and BadArgument, which leave
@@ -360,8 +364,8 @@ def build(
     """
     plan = plan_build(
         cells, beds, universe, encoder, labels=labels, groups=groups, assembly=assembly, genes=genes,
-        dim=dim, keep_tokens=keep_tokens, seed=seed, read=read,
+        dim=dim, keep_tokens=keep_tokens, seed=seed, device=device, dtype=dtype, read=read,
     )  # fmt: skip
-    atlas = Atlas(builder.build(path, plan, n_bytes=estimate(plan, Path(path)).disk))
+    atlas = Atlas(builder.build(path, plan, n_bytes=estimate(plan, Path(path)).disk), device=device, dtype=dtype)
     atlas.calibrate()
     return atlas

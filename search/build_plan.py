@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,10 +10,19 @@ from chromseek.data.bed import read_bed
 from chromseek.data.errors import BadArgument, NotFound, printable
 from chromseek.data.genes import Genes
 from chromseek.data.genome import assembly as assembly_named
+from chromseek.data.liftover import Chain, chain_assemblies
 from chromseek.data.sources import ReadOptions, Source, bed_sources, cell_sources, first_regions
 from chromseek.data.universe import Universe
-from chromseek.encoder.base import ENCODERS, Encoder, load
+from chromseek.encoder.base import Encoder, load
+from chromseek.encoder.devices import device_named, dtype_named
+from chromseek.encoder.hub import fetched, is_hub_name
 from chromseek.indexer.build import Plan
+from chromseek.indexer.reencode import Reencoding
+
+if TYPE_CHECKING:
+    from chromseek.search.atlas import Atlas
+
+FITTED = ("lsi", "bag", "atacformer:tiny", "atacformer:small", "atacformer:base")  # names of what is fitted here
 
 
 def plan_build(
@@ -26,9 +35,11 @@ def plan_build(
     groups: str | None,
     assembly: str | None,
     genes: str | Path | None,
-    dim: int,
+    dim: int | None,
     keep_tokens: bool,
     seed: int,
+    device: str = "auto",
+    dtype: str = "auto",
     read: ReadOptions | None,
 ) -> Plan:
     """Check everything that can be known before work begins: inputs, universe, assembly, encoder, labels."""
@@ -36,10 +47,9 @@ def plan_build(
     labels = (labels,) if isinstance(labels, str) else tuple(labels)
     if not any(given is not None and (not isinstance(given, list | tuple) or given) for given in (cells, beds)):
         raise BadArgument("nothing to build from", code="BUILD-NOTHING", fix="give cells=, beds= or both")
-    _check_number("dim", dim, 2, 4096, "64 is the default")
-    _check_number("seed", seed, 0, 2**32 - 1, "any of them will do")
+    _check_numbers(dim, seed)
     known = None if assembly is None else assembly_named(assembly)
-    chosen: Encoder | str = encoder if isinstance(encoder, str) and encoder in ENCODERS else _encoder(encoder)
+    chosen = encoder_named(encoder, device, dtype)
     if isinstance(chosen, str):
         regions = _universe(universe, cells, read, known)
         if read.blacklist is not None:
@@ -62,7 +72,55 @@ def plan_build(
     found = sources_of(cells, beds, read, regions.assembly)
     _check_columns(found[0], [*labels, *([groups] if groups else [])])
     table = None if genes is None else Genes.load(genes, regions.assembly)
-    return Plan(regions, tuple(found[0]), tuple(found[1]), chosen, dim, table, labels, groups, keep_tokens, seed)
+    return Plan(
+        regions, tuple(found[0]), tuple(found[1]), chosen, dim, table, labels, groups, keep_tokens, seed, device, dtype
+    )
+
+
+def plan_reencoding(
+    atlas: "Atlas",
+    encoder: str | Path | Encoder,
+    *,
+    chain: str | Path | None,
+    genes: str | Path | None,
+    dim: int | None,
+    seed: int,
+    device: str,
+    dtype: str,
+) -> Reencoding:
+    """Check what can be known of a re-encoding before it begins: the encoder, its assembly, the chain."""
+    _check_numbers(dim, seed)
+    chosen = encoder_named(encoder, device, dtype)
+    old = atlas.universe
+    new = old if isinstance(chosen, str) or chosen.universe.digest == old.digest else chosen.universe
+    leads = None if chain is None else chain_assemblies(chain)
+    if leads is not None and leads[1] != new.assembly:
+        raise BadArgument(
+            f"the chain leads to {leads[1].name}, the encoder is of {new.assembly.name}",
+            code="LIFT-ASSEMBLY",
+            file=str(chain),
+            got=leads[1].name,
+            fix=f"give a chain from {old.assembly.name} to {new.assembly.name}",
+        )
+    if old.assembly != new.assembly and (leads is None or leads[0] != old.assembly):
+        raise BadArgument(
+            f"the atlas is of {old.assembly.name}, the encoder of {new.assembly.name}",
+            code="REENCODE-ASSEMBLY",
+            got=new.assembly.name,
+            fix=f"give a chain file from {old.assembly.name} to {new.assembly.name} (--liftover)",
+        )
+    return Reencoding(
+        chosen, new, old, atlas.content["primary"],
+        None if chain is None or old.assembly == new.assembly else Chain.load(chain, old.assembly, new.assembly),
+        None if genes is None else Genes.load(genes, new.assembly),
+        dim, seed, device, dtype,
+    )  # fmt: skip
+
+
+def _check_numbers(dim: int | None, seed: int) -> None:
+    if dim is not None:
+        _check_number("dim", dim, 2, 4096, "without it the encoder has its own")
+    _check_number("seed", seed, 0, 2**32 - 1, "any of them will do")
 
 
 def _check_number(name: str, value: object, least: int, most: int, fix: str) -> None:
@@ -73,17 +131,24 @@ def _check_number(name: str, value: object, least: int, most: int, fix: str) -> 
         )
 
 
-def _encoder(encoder: str | Path | Encoder) -> Encoder:
+def encoder_named(encoder: str | Path | Encoder, device: str, dtype: str) -> Encoder | str:
+    """An encoder at hand, to run on a device in a precision; or the name of one to fit, when that can be done.
+
+    Raises NotFound for any other name, BadArgument for a device that is not there.
+    """
     if not isinstance(encoder, str | Path):
-        return encoder
-    if not Path(encoder).is_dir():
-        raise NotFound(
-            f"no encoder {printable(encoder)}",
-            code="ENCODER-NAME",
-            got=str(encoder),
-            fix=f"one of {', '.join(ENCODERS)}, or the folder of a saved encoder",
-        )
-    return load(encoder)
+        return encoder.on(device, dtype)
+    if encoder in FITTED:
+        dtype_named(dtype, device_named(device))
+        return str(encoder)
+    if str(encoder) and (Path(encoder).is_dir() or is_hub_name(encoder)):
+        return load(fetched(str(encoder)), device=device, dtype=dtype)
+    raise NotFound(
+        f"no encoder {printable(encoder)}",
+        code="ENCODER-NAME",
+        got=str(encoder),
+        fix=f"one of {', '.join(FITTED)}; the folder of a saved encoder; or a name on the hub, org/name",
+    )
 
 
 def _universe(universe: Any, cells: Any, read: ReadOptions, assembly: Any) -> Universe:

@@ -47,7 +47,7 @@ class Collection:
         self.metadata = metadata
         self.vectors = vectors
         self.ids = np.asarray(metadata.column("id").to_numpy(), np.int64)  # (rows), rising
-        self._encoder, self._stored = encoder, stored
+        self.encoder, self._stored = encoder, stored
         self._n_probe, self._recall, self._receipt = n_probe, recall, receipt
         self._live = metadata.where(None)
         self._closed = False
@@ -124,9 +124,11 @@ class Collection:
     def _allowed(self, tree: Filter | None) -> NDArray[np.int64]:
         return self._live if tree is None else self.metadata.where(tree)
 
-    def resolve(self, query: Any, read: ReadOptions | None = None) -> Question:
-        """A query in any form as vectors; see chromseek.search.query."""
-        return questions.resolve(query, self._encoder, self.name, self._stored, read or ReadOptions())
+    def resolve(
+        self, query: Any, read: ReadOptions | None = None, encoder: questions.QueryEncoder | None = None
+    ) -> Question:
+        """A query in any form as vectors, by the collection's own encoder if none is given; see search/query.py."""
+        return questions.resolve(query, encoder or self.encoder, self.name, self._stored, read or ReadOptions())
 
     def search(
         self,

@@ -19,11 +19,16 @@ ROW_BYTES = 60  # of metadata, in parquet and in the DuckDB caches of two versio
 COLUMN_BYTES = 6  # for each row and user's column
 REGION_BYTES = 90  # names and coordinates, likewise; and the universe twice
 CODE_BYTES = 11  # beside the code of a vector, in a view with lists
+WIDTHS = {"lsi": 64, "bag": 128, "atacformer:tiny": 64, "atacformer:small": 128, "atacformer:base": 192}
+WEIGHT_BYTES = {"lsi": 2, "bag": 2}  # for each region and dimension; others hold float32
 # Seconds on two cores, likewise.
 START = 8.0
 READ_BYTES = {"cell": 15e6, "bed": 14e6}  # read and tokenized per second, compressed as they mostly are
 ENCODED_TOKENS = 23e6  # per second, once for every set
 FITTED_TOKENS, FITTED_REGIONS = 0.95e6, 45e3  # per second, of the sample and of the universe, for 64 dimensions
+BAG_TOKENS = 0.5e6  # per second of the sample that a bag is trained on, all its epochs
+NETWORK_TOKENS = 7e3  # per second through the layers of atacformer:base; the time falls with the cube of the width
+NETWORK_TRAINING = 75  # passes over the sample that training takes as long as
 INDEXED_ROWS = 25e3  # per second, where a view has lists
 
 
@@ -87,8 +92,11 @@ def _rows(source: SourceEstimate) -> int:
 
 def _disk(plan: Plan, sources: tuple[SourceEstimate, ...]) -> int:
     """Bytes at the end of the build, when the work folder still has its copy of the encoder."""
-    dim, n_regions = plan.dim, len(plan.universe)
-    total = n_regions * (REGION_BYTES + 2 * (2 * dim + 4)) + _vectors(n_regions, dim)
+    kind, dim = _encoder(plan)
+    n_regions = len(plan.universe)
+    total = n_regions * (REGION_BYTES + 2 * dim * WEIGHT_BYTES.get(kind, 4)) + _vectors(n_regions, dim)
+    n_cells = sum(_rows(source) for source in sources if source.kind == "cell")
+    total += len(plan.labels) * (2 * n_regions * WIDTHS["bag"] * 2 + _vectors(n_cells, WIDTHS["bag"]))
     for kind, given in (("cell", plan.cells), ("bed", plan.beds)):
         mine = [source for source in sources if source.kind == kind]
         n_rows = sum(_rows(source) for source in mine)
@@ -96,6 +104,13 @@ def _disk(plan: Plan, sources: tuple[SourceEstimate, ...]) -> int:
         total += _vectors(n_rows, dim) + n_rows * (ROW_BYTES + COLUMN_BYTES * n_columns)
         total += round(TOKEN_BYTES * sum(source.n_tokens or 0 for source in mine))
     return total
+
+
+def _encoder(plan: Plan) -> tuple[str, int]:
+    """The kind of the encoder, `atacformer:small` among them where it is trained here, and the width of its vectors."""
+    if isinstance(plan.encoder, str):
+        return plan.encoder, plan.dim or WIDTHS[plan.encoder]
+    return plan.encoder.name, plan.encoder.dim
 
 
 def _vectors(n_rows: int, dim: int) -> int:
@@ -106,9 +121,17 @@ def _vectors(n_rows: int, dim: int) -> int:
 def _seconds(plan: Plan, sources: tuple[SourceEstimate, ...]) -> float:
     n_tokens = sum(source.n_tokens or 0 for source in sources)
     seconds = START + sum(source.n_bytes / READ_BYTES[source.kind] for source in sources)
-    seconds += (n_tokens + len(plan.universe)) / ENCODED_TOKENS
-    if isinstance(plan.encoder, str):
-        seconds += (min(n_tokens, FIT_TOKENS) / FITTED_TOKENS + len(plan.universe) / FITTED_REGIONS) * plan.dim / 64
+    kind, dim = _encoder(plan)
+    fitted = min(n_tokens, FIT_TOKENS) if isinstance(plan.encoder, str) else 0
+    if kind.startswith("atacformer"):
+        seconds += (n_tokens + NETWORK_TRAINING * fitted) / NETWORK_TOKENS * (dim / WIDTHS["atacformer:base"]) ** 3
+    else:
+        seconds += (n_tokens + len(plan.universe)) / ENCODED_TOKENS
+    if fitted and kind == "lsi":
+        seconds += (fitted / FITTED_TOKENS + len(plan.universe) / FITTED_REGIONS) * dim / 64
+    if fitted and kind == "bag":
+        seconds += fitted / BAG_TOKENS
+    seconds += len(plan.labels) * (min(n_tokens, FIT_TOKENS) / BAG_TOKENS + n_tokens / ENCODED_TOKENS)
     indexed = [n for n in (sum(_rows(s) for s in sources if s.kind == "cell"), len(plan.universe)) if n >= INDEX_FROM]
     return seconds + sum(indexed) / INDEXED_ROWS
 

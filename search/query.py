@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,33 @@ from chromseek.data.inputs import file_identity
 from chromseek.data.regions import Regions, is_region_text
 from chromseek.data.sources import ReadOptions, Source, bed_sources, cell_sources
 from chromseek.data.tokens import TokenSets
-from chromseek.encoder.base import Encoder, Kind, unit
+from chromseek.data.universe import Universe
+from chromseek.encoder.base import Kind, unit
 from chromseek.indexer.schemas import conform, join_schemas
 
 STORED = re.compile(r"(cells|regions|beds):([0-9]{1,100}(?:,[0-9]{1,100})*)")
 CELL_FILE = re.compile(r"\.(h5ad|h5)$|\.tsv(\.b?gz)?$|fragments?(\.bed|\.txt)?(\.b?gz)?$", re.IGNORECASE)
 LEAST = 1e-3  # of a vector's length must be left when something is taken off; what is less is rounding
 StoredVectors = Callable[[str, Sequence[int]], tuple[NDArray[np.float32], list[str]]]
+
+
+class QueryEncoder(Protocol):
+    """What questions need of an encoder."""
+
+    @property
+    def universe(self) -> Universe:
+        """The regions whose tokens it reads."""
+
+    @property
+    def dim(self) -> int:
+        """The width of vectors that are given as such."""
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest set that it reads whole; None where any set is."""
+
+    def encode(self, sets: TokenSets, kind: Kind) -> NDArray[np.float32]:
+        """Turn n token sets of one kind into unit vectors."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +64,7 @@ class Question:
         return len(self.vectors)
 
 
-def resolve(query: Any, encoder: Encoder, collection: str, stored: StoredVectors, read: ReadOptions) -> Question:
+def resolve(query: Any, encoder: QueryEncoder, collection: str, stored: StoredVectors, read: ReadOptions) -> Question:
     """Turn a question into vectors.
 
     A path is read by its kind (h5ad and fragments: cells; BED: one set); `chr1:1000-2000` is a region, a list of
@@ -106,7 +126,7 @@ def from_stored(collection: str, ids: list[int], stored: StoredVectors) -> Quest
     vectors, names = stored(collection, ids)
     key = (collection, np.asarray(ids, np.int64))
     described = {"stored": collection, "ids": ids}
-    return _explained(Question(None, vectors, tuple(names), _unknown(len(ids)), stored=key, described=described))
+    return explained(Question(None, vectors, tuple(names), _unknown(len(ids)), stored=key, described=described))
 
 
 def from_vectors(array: NDArray[Any], dim: int) -> Question:
@@ -148,7 +168,7 @@ def _unknown(n: int) -> NDArray[np.float32]:
     return np.full(n, np.nan, np.float32)
 
 
-def from_regions(texts: list[str], encoder: Encoder) -> Question:
+def from_regions(texts: list[str], encoder: QueryEncoder) -> Question:
     """Each region is one query: the regions of the universe that it overlaps."""
     regions = Regions.from_text(texts, encoder.universe.assembly)
     sets = encoder.universe.token_map(regions)
@@ -159,10 +179,10 @@ def from_regions(texts: list[str], encoder: Encoder) -> Question:
         (sets.sizes > 0).astype(np.float32),
         described={"regions": texts},
     )
-    return _explained(question, sets)
+    return explained(question, sets)
 
 
-def from_path(path: Path, encoder: Encoder, read: ReadOptions) -> Question:
+def from_path(path: Path, encoder: QueryEncoder, read: ReadOptions) -> Question:
     """A file of cells gives a query per cell, a BED file one."""
     if not os.path.exists(path):  # which has no trouble with any text
         raise NotFound(
@@ -197,14 +217,16 @@ def _chosen(read: ReadOptions) -> dict[str, Any]:
     }
 
 
-def from_sources(sources: Sequence[Source], encoder: Encoder, kind: Kind, label: str) -> Question:
+def from_sources(sources: Sequence[Source], encoder: QueryEncoder, kind: Kind, label: str) -> Question:
     """Read and encode all sets of the sources, block by block; `label` says in the receipt what they are."""
     parts: list[Question] = []
     metadata: list[tuple[str, pa.Table]] = []
+    n_longer = 0
     for source in sources:
         for block in source.blocks(encoder.universe):
+            n_longer += 0 if encoder.context is None else int((block.sets.sizes > encoder.context).sum())
             part = Question(kind, encoder.encode(block.sets, kind), tuple(block.names), block.coverage)
-            parts.append(_explained(part, block.sets))
+            parts.append(explained(part, block.sets))
             metadata.append((source.label, block.metadata))
     if not parts:
         raise BadArgument(
@@ -213,10 +235,14 @@ def from_sources(sources: Sequence[Source], encoder: Encoder, kind: Kind, label:
             file=label,
             fix="check that this is the file you meant",
         )
+    question = joined(parts)
+    longer = (
+        f"{n_longer:,} of {len(question):,} queries have more regions than the encoder's context of {encoder.context}"
+    )
     return replace(
-        joined(parts),
+        question,
         metadata=_one_table(metadata),
-        notes=tuple(note for source in sources for note in source.notes),
+        notes=(*(note for source in sources for note in source.notes), *([longer] if n_longer else [])),
         described={"source": label},
     )
 
@@ -319,7 +345,7 @@ def _sort(question: Question) -> tuple[Kind | None, str | None]:
     return question.kind, None if question.stored is None else question.stored[0]
 
 
-def _explained(question: Question, sets: TokenSets | None = None) -> Question:
+def explained(question: Question, sets: TokenSets | None = None) -> Question:
     """Say for each zero vector why it cannot be searched with."""
     reasons = dict(question.reasons)
     for place in np.flatnonzero(~question.vectors.any(axis=1)).tolist():

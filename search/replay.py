@@ -21,7 +21,9 @@ def replay(atlas: "Atlas", receipt: Mapping[str, Any], query: Any, unlike: Any) 
     Raises BadArgument when atlas and receipt differ in version or encoder, or a file was changed, so that an answer is
     not mistaken for the same one; and when the query has to be given again.
     """
-    encoder = atlas.content["encoders"][atlas.content["primary"]]["fingerprint"]
+    label = receipt.get("label_view")
+    view = atlas.content["primary"] if label is None else atlas.content["label_views"].get(label, {}).get("view")
+    encoder = atlas.content["encoders"].get(view, {}).get("fingerprint")
     for what, ours in (("version", atlas.version), ("encoder", encoder)):
         if receipt.get(what) != ours:
             raise BadArgument(
@@ -36,7 +38,9 @@ def replay(atlas: "Atlas", receipt: Mapping[str, Any], query: Any, unlike: Any) 
     centroid = isinstance(described, Mapping) and "centroid of" in described
     if isinstance(described, Mapping) and centroid:
         described = described["centroid of"]
-    return atlas.collection(str(receipt["collection"])).search(
+    searched = atlas.collection(str(receipt["collection"])) if label is None else atlas.label_view(label)
+    assert searched is not None  # the encoder would not have been the same
+    return searched.search(
         _again(described) if query is None else query,
         receipt["k"],
         where=receipt["where"],

@@ -38,7 +38,9 @@ def search(atlas: Atlas, name: str, asked: AskedSearch, folder: Path | None) -> 
         exclude_same=options.exclude_same,
         max_distance=options.max_distance,
         centroid=options.centroid,
-        unlike=None if unlike is None else query_question(atlas, name, unlike, options.rename_chroms, folder),
+        unlike=None
+        if unlike is None
+        else query_question(atlas, atlas.encoder, name, unlike, options.rename_chroms, folder),
     )
     columns = collection.schema.names if options.columns is None else options.columns
     return _json(_hits(hits, name, [column for column in dict.fromkeys(columns) if column != "id"], atlas))
@@ -68,6 +70,7 @@ def annotate(atlas: Atlas, asked: AskedAnnotate, folder: Path | None) -> Respons
                 name: _plain(written.obs[name].to_numpy()) for name in names if name in written.obs.columns
             },
             "receipt": json.loads(written.uns["chromseek"]["receipt"]) | {"atlas": atlas.path.name},
+            "notes": json.loads(written.uns["chromseek"]["notes"]),
         }
     )
 

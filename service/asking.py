@@ -11,7 +11,7 @@ import numpy as np
 from chromseek.data.errors import BadData
 from chromseek.data.inputs import ReadOptions
 from chromseek.search.atlas import Atlas
-from chromseek.search.query import Question, from_regions, from_vectors
+from chromseek.search.query import QueryEncoder, Question, from_regions, from_vectors
 from chromseek.service.bodies import Asked
 from chromseek.service.models import (
     AnnotateRequest,
@@ -38,8 +38,11 @@ def question_of(atlas: Atlas, collection: str, asked: AskedSearch | AskedAnnotat
     Raises BadData or BadArgument naming what is wrong in it, NotFound for unknown ids.
     """
     options = asked.options
+    encoder: QueryEncoder = atlas.encoder
+    if isinstance(options, AnnotateRequest | AnnotateUpload):
+        encoder = atlas.annotator(options.labels)
     if isinstance(options, SearchRequest | AnnotateRequest):
-        return query_question(atlas, collection, options.query, options.rename_chroms, folder)
+        return query_question(atlas, encoder, collection, options.query, options.rename_chroms, folder)
     assert asked.upload is not None
     read = ReadOptions(
         rename_chroms=options.rename_chroms,
@@ -48,18 +51,18 @@ def question_of(atlas: Atlas, collection: str, asked: AskedSearch | AskedAnnotat
         max_regions=MAX_REGIONS,
     )
     kind = asked.upload.kind() if options.format == "auto" else options.format
-    return asked.upload.question(atlas.encoder, kind, read)
+    return asked.upload.question(encoder, kind, read)
 
 
 def query_question(
-    atlas: Atlas, collection: str, query: Query, rename_chroms: str | None, folder: Path | None
+    atlas: Atlas, encoder: QueryEncoder, collection: str, query: Query, rename_chroms: str | None, folder: Path | None
 ) -> Question:
-    """A query of a JSON body, as vectors."""
+    """A query of a JSON body, as vectors of that encoder."""
     match query:
         case RegionsQuery():
-            return from_regions(query.regions, atlas.encoder)
+            return from_regions(query.regions, encoder)
         case VectorsQuery():
-            return from_vectors(np.array(query.vectors, np.float64), atlas.encoder.dim)
+            return from_vectors(np.array(query.vectors, np.float64), encoder.dim)
         case IdsQuery():
             of = query.collection or collection
             return atlas.collection(of).resolve(f"{of}:{','.join(map(str, query.ids))}")
@@ -67,7 +70,7 @@ def query_question(
             with upload_folder(folder) as place:
                 upload = Upload.of_text(query.bed, query.name, place)
                 read = ReadOptions(rename_chroms=rename_chroms, max_regions=MAX_REGIONS)
-                return upload.question(atlas.encoder, "bed", read)
+                return upload.question(encoder, "bed", read)
 
 
 def check_size(n: int, limit: int, what: str, fix: str) -> None:

@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from chromseek import __version__
 from chromseek.data.errors import BadArgument, ChromseekError, StorageError, printable
-from chromseek.service import commands_atlas, commands_build, commands_search
+from chromseek.service import commands_atlas, commands_build, commands_encoder, commands_search
 
 _MANY = ("--cells", "--beds", "--labels")  # options that take all values up to the next option
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -53,6 +53,7 @@ def _options(
 for _command, _examples in (
     (commands_build.build, commands_build.BUILD_EXAMPLES),
     (commands_build.add, commands_build.ADD_EXAMPLES),
+    (commands_build.reencode, commands_build.REENCODE_EXAMPLES),
     (commands_build.delete, commands_build.DELETE_EXAMPLES),
     (commands_search.search, commands_search.SEARCH_EXAMPLES),
     (commands_search.annotate, commands_search.ANNOTATE_EXAMPLES),
@@ -65,6 +66,7 @@ for _command, _examples in (
     (commands_atlas.demo, commands_atlas.DEMO_EXAMPLES),
 ):
     app.command(epilog=_examples)(_command)
+app.add_typer(commands_encoder.encoder_app)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Commands that make and change atlases: build, add, delete."""
+"""Commands that make and change atlases: build, add, reencode, delete."""
 
 import time
 from collections.abc import Callable
@@ -20,6 +20,7 @@ Examples:
   chromseek build blood.atlas --cells a.h5ad b.h5ad --beds peaks/ \\
       --universe universe.bed.gz --labels cell_type --groups donor
   chromseek build pbmc.atlas --cells fragments.tsv.gz --universe ccres.bed --min-fragments 1000
+  chromseek build blood.atlas --cells cells.h5ad --encoder atacformer:small --device cuda
   chromseek build blood.atlas --cells cells.h5ad --check
 
 \b
@@ -29,6 +30,16 @@ ADD_EXAMPLES = """\b
 Examples:
   chromseek add blood.atlas --cells new_donor.h5ad
   chromseek add blood.atlas --beds more_peaks/*.bed.gz
+"""
+REENCODE_EXAMPLES = """\b
+Examples:
+  chromseek reencode blood.atlas --encoder bag
+  chromseek reencode blood.atlas --encoder my_encoder/ --device cuda
+  chromseek reencode old_hg19.atlas --encoder org/name --liftover hg19ToHg38.over.chain.gz
+
+\b
+The version before keeps its vectors until gc.
+What was stopped goes on when the same command is given again.
 """
 DELETE_EXAMPLES = """\b
 Examples:
@@ -46,13 +57,11 @@ def build(
     cells: o.Cells = None,
     beds: o.Beds = None,
     universe: o.UniverseFile = None,
-    encoder: Annotated[
-        str, typer.Option("--encoder", metavar="NAME|FOLDER", help="What to fit, or a saved encoder.")
-    ] = "lsi",
+    encoder: o.Encoder = "lsi",
     labels: Annotated[
         list[str] | None,
         typer.Option(
-            "--labels", metavar="COLUMN...", help="Columns of cells that annotations are meant for; recorded."
+            "--labels", metavar="COLUMN...", help="Columns of cells to annotate by: a view is fitted for each."
         ),
     ] = None,
     groups: Annotated[
@@ -61,16 +70,14 @@ def build(
     assembly: Annotated[
         str | None, typer.Option("--assembly", metavar="NAME", help="hg19, hg38 or mm10; else told by the regions.")
     ] = None,
-    genes: Annotated[
-        Path | None, typer.Option("--genes", metavar="GTF|BED", help="Genes: regions get the nearest one.")
-    ] = None,
-    dim: Annotated[
-        int, typer.Option("--dim", metavar="N", callback=o.within(2, 4096), help="Width of the vectors.")
-    ] = 64,
+    genes: o.Genes = None,
+    dim: o.Dim = None,
     drop_tokens: Annotated[
         bool, typer.Option("--drop-tokens", help="Do not keep the cells' regions: smaller, but no other encoder later.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", callback=o.within(0), help="Of everything random.")] = 0,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
     check: Annotated[bool, typer.Option("--check", help="Only say what would be read, and what it takes.")] = False,
     liftover: o.Liftover = None,
     rename_chroms: o.RenameChroms = None,
@@ -89,7 +96,7 @@ def build(
     inputs: dict[str, Any] = {
         "cells": single(cells), "beds": single(beds), "universe": universe, "encoder": encoder,
         "labels": labels or [], "groups": groups, "assembly": assembly, "genes": genes,
-        "dim": dim, "keep_tokens": not drop_tokens, "seed": seed, "read": read,
+        "dim": dim, "keep_tokens": not drop_tokens, "seed": seed, "device": device, "dtype": dtype, "read": read,
     }  # fmt: skip
     (_check if check else _build)(atlas, inputs, json)
 
@@ -152,6 +159,8 @@ def add(
     make_unique: o.MakeUnique = False,
     max_regions: o.MaxRegions = o.MAX_REGIONS,
     blacklist: o.Blacklist = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
     json: o.Json = False,
 ) -> None:
     """Append cells and BED sets, as a new version."""
@@ -161,12 +170,42 @@ def add(
     read = ReadOptions(rename_chroms, on_bad_line, layer, min_fragments, make_unique, liftover, blacklist, max_regions)
 
     def appended() -> "Atlas":
-        opened = open_atlas(atlas)
+        opened = open_atlas(atlas, device=device, dtype=dtype)
         opened.add(cells=single(cells), beds=single(beds), read=read)
         return opened
 
     with if_stopped(lambda: "the same command goes on where it stopped, unless info shows the new rows already"):
         _summarised(atlas, appended, json, "added")
+
+
+def reencode(
+    atlas: o.AtlasPath,
+    *,
+    encoder: o.Encoder,
+    liftover: Annotated[
+        Path | None,
+        typer.Option("--liftover", metavar="CHAIN", help="Chain file to the encoder's assembly, where it is another."),
+    ] = None,
+    genes: o.Genes = None,
+    dim: o.Dim = None,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    json: o.Json = False,
+) -> None:
+    """Put another encoder in place, as a new version.
+
+    From the stored token sets alone: no input is read again.
+    """
+    from chromseek.search.atlas import open as open_atlas
+
+    def encoded() -> "Atlas":
+        opened = open_atlas(atlas)
+        opened.reencode(encoder, chain=liftover, genes=genes, dim=dim, seed=seed, device=device, dtype=dtype)
+        return opened
+
+    with if_stopped(lambda: "the atlas is as it was, or info shows the new encoder; the same command goes on"):
+        _summarised(atlas, encoded, json, "re-encoded")
 
 
 def delete(

@@ -275,7 +275,10 @@ class AnnotateAnswer(BaseModel):
         "neighbours; not calibrated); for a number `<label>_pred` and its standard deviation `<label>_sd`.",
         examples=[{"cell_type_pred": ["B cell"], "cell_type_conf": [0.93]}],
     )
-    receipt: dict[str, Any] = Field(description="The search behind it, enough to repeat it.")
+    receipt: dict[str, Any] = Field(
+        description="The search behind it, enough to repeat it; of several labels, that for the first."
+    )
+    notes: list[str] = Field(description="Labels that no view of the atlas was fitted for, and which view voted.")
 
 
 class CollectionInfo(BaseModel):
@@ -284,6 +287,7 @@ class CollectionInfo(BaseModel):
     rows: int = Field(description="Rows that can be found.")
     segments: int = Field(description="Segments on disk.")
     lists: int = Field(description="Lists of the index; 0 where every search is exact.")
+    longer: int | None = Field(description="Sets longer than the encoder's context; null where it has none.")
     columns: dict[str, str] = Field(description="The metadata columns and their types, for filters.")
     sources: list[dict[str, Any]] = Field(description="What it was built from, with counts.")
 
@@ -309,9 +313,13 @@ class Info(BaseModel):
     assembly: str = Field(description="The genome assembly of every region.", examples=["hg38"])
     universe: dict[str, Any] = Field(description="The universe: number of regions and digest.")
     encoder: dict[str, Any] = Field(description="The encoder: name, width of its vectors, fingerprint.")
-    labels: list[str] = Field(description="The columns that the atlas was calibrated for.")
+    labels: list[str] = Field(description="The columns that annotations are meant for.")
+    label_views: dict[str, Any] = Field(description="The label-aware encoder of each, or why there is none.")
     groups: str | None = Field(description="The column whose values were left out whole in calibration.")
     collections: dict[str, CollectionInfo] = Field(description="cells, regions and beds, as far as it has them.")
+    longer: list[str] = Field(description="Collections that the encoder did not read whole, in words.")
+    reencoded: list[dict[str, Any]] = Field(description="Each time that another encoder took over, and what was lost.")
+    losses: list[str] = Field(description="The same losses in words.")
     calibration: dict[str, Any] = Field(description="Recall and the sanity of each direction, as measured.")
     warnings: list[str] = Field(description="What to know before trusting an answer.")
     limits: Limits = Field(description="What one request may ask for.")

@@ -72,6 +72,31 @@ UniverseFile = Annotated[
     str | None,
     typer.Option("--universe", metavar="BED", help="The regions to stand on; else those of the first cells file."),
 ]
+Encoder = Annotated[
+    str,
+    typer.Option(
+        "--encoder",
+        metavar="NAME",
+        help="lsi or bag (fitted here), atacformer:tiny, :small or :base (trained here), a folder, or org/name on the "
+        "hub.",
+    ),
+]
+Dim = Annotated[
+    int | None,
+    typer.Option(
+        "--dim", metavar="N", callback=within(2, 4096), help="Width of the vectors of what is fitted; else its own."
+    ),
+]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", callback=within(0, 4_294_967_295), help="Of everything random.")
+]
+Genes = Annotated[Path | None, typer.Option("--genes", metavar="GTF|BED", help="Genes: regions get the nearest one.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to encode; auto: a GPU if there is one.")
+]
+Dtype = Annotated[
+    str, typer.Option("--dtype", metavar="auto|float32|bfloat16", help="Precision; auto: bfloat16 on a GPU.")
+]
 HitsFile = Annotated[
     Path | None,
     typer.Option("-o", "--out", metavar="FILE", help="Write to a .parquet, .tsv, .csv, .h5ad or .bed file."),

@@ -1,5 +1,6 @@
 """What an atlas, an estimate and an annotation look like as a few lines of text."""
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ def info_lines(info: Mapping[str, Any]) -> list[str]:
         f"{info['assembly']}, {n_regions:,} regions, encoder {encoder['name']} ({encoder['dim']} dimensions)",
         "",
         *_collections(info),
+        *_views(info),
         "",
         *_sources(info["collections"]),
         *_quality(info["calibration"]),
@@ -43,6 +45,16 @@ def _collections(info: Mapping[str, Any]) -> list[str]:
         more = f" and {len(users) - LISTED} more" if len(users) > LISTED else ""
         if users:
             lines.append(f"columns of {name}: {', '.join(users[:LISTED])}{more}")
+    return lines
+
+
+def _views(info: Mapping[str, Any]) -> list[str]:
+    """What sets the encoder does not read whole, what re-encodings lost, and the views that annotations use."""
+    lines = [*info["longer"], *info["losses"]]
+    for label, entry in info["label_views"].items():
+        encoder = entry["encoder"]
+        what = f"by {encoder['name']} ({encoder['dim']} dimensions)" if encoder else f"none, {entry['why']}"
+        lines.append(f"view for the label {printable(label, 40)}: {what}")
     return lines
 
 
@@ -121,6 +133,7 @@ def annotation(adata: Any, labels: Sequence[str]) -> dict[str, Any]:
         "cells": int(adata.n_obs),
         "without_hits": int(adata.uns["chromseek"]["n_without_hits"]),
         "median_coverage": float(adata.uns["chromseek"]["median_coverage"]),
+        "notes": json.loads(adata.uns["chromseek"]["notes"]),
         "labels": {},
     }
     for label in labels:
@@ -164,7 +177,7 @@ def annotation_lines(found: Mapping[str, Any]) -> list[str]:
             "median confidence": [f"{one['median_confidence']:.2f}" for _, one in values],
         }
         lines += ["", *_table(columns), *([f"and {more} more"] if more else [])]
-    return [*lines, "", CAUTION]
+    return [*lines, "", *found["notes"], CAUTION]
 
 
 def _table(columns: Mapping[str, Sequence[Any]]) -> list[str]:

@@ -24,8 +24,8 @@ from chromseek.data.cell_sources import FragmentSource, MatrixSource
 from chromseek.data.errors import BadArgument, ChromseekError, StorageError, printable
 from chromseek.data.h5ad_check import check_h5ad
 from chromseek.data.inputs import ReadOptions, Source, Target, stem
-from chromseek.encoder.base import Encoder, Kind
-from chromseek.search.query import CELL_FILE, Question, from_sources
+from chromseek.encoder.base import Kind
+from chromseek.search.query import CELL_FILE, QueryEncoder, Question, from_sources
 
 Format = Literal["bed", "fragments", "h5ad"]
 MAX_OPTIONS = 2_000_000  # bytes
@@ -55,7 +55,7 @@ class Upload:
             return "h5ad"
         return "fragments" if CELL_FILE.search(self.label) else "bed"
 
-    def question(self, encoder: Encoder, kind: Format, options: ReadOptions) -> Question:
+    def question(self, encoder: QueryEncoder, kind: Format, options: ReadOptions) -> Question:
         """Read and encode it: a query per cell, or one for a BED set.
 
         Raises BadData, by the name that its sender gave it; an h5ad is checked before anything else reads it.

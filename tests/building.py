@@ -2,26 +2,37 @@
 
 `python building.py FOLDER kill POINT…` builds in FOLDER/<point>, once for each point, and is killed there: `read`,
 `encode`, `index`, or the number of a durable step. It prints how many steps a build has.
+`python building.py FOLDER reencode PLAN-STEP…` copies FOLDER/template for each and re-encodes it by `same` or `other`
+(`reencoded` below), killed at that durable step; it prints the step's signal, and for step 0 how many there are.
 `python building.py FOLDER memory N…` builds with N cells, and prints the most memory that it had, in kilobytes.
 """
 
 import itertools
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 import chromseek
+from chromseek.data.genome import assembly
+from chromseek.data.inputs import Target
+from chromseek.data.memory_sources import BlockSource
+from chromseek.data.regions import Regions
 from chromseek.data.simulate import Simulation
 from chromseek.data.sources import ReadOptions, Source, bed_sources, cell_sources
-from chromseek.data.tokens import SetBlock
+from chromseek.data.tokens import SetBlock, TokenSets
 from chromseek.data.universe import Universe
+from chromseek.encoder.base import save
 from chromseek.encoder.lsi import LSI
-from chromseek.indexer import durable, ingest, views
+from chromseek.indexer import durable, fitting, ingest, views
 from chromseek.search.atlas import Atlas
 
 SMALL = Simulation(
@@ -61,9 +72,50 @@ def watched(at: Callable[[int], None] = lambda _row: None) -> tuple[Watched, Wat
     return Watched(cells, at), Watched(beds)
 
 
+def given(names: list[str], seed: int = 0, *, dataset: str = "given", kind: str = "cell", **columns: Any) -> Source:
+    """Cells or BED sets at hand, over the small universe, as a source."""
+    rng = np.random.default_rng(seed)
+    sets = TokenSets.from_lists([rng.choice(400, 40, replace=False) for _ in names])
+    metadata = pa.table({"": np.arange(len(names))} | columns).drop_columns([""])
+    block = SetBlock(names, sets, sets.sizes, sets.sizes, None, metadata)
+    target = Target.of(ReadOptions(), None)
+    return BlockSource(block, kind, target, label=f"{dataset}.file", dataset=dataset)  # type: ignore[arg-type]
+
+
 def build_small(path: Path, cells: Any = SMALL, beds: Any = SMALL, **options: Any) -> Atlas:
     """Build the small simulation; the parameters are those of every killed build."""
-    return chromseek.build(path, cells, beds, options.pop("universe", SMALL.universe), dim=8, **options)
+    return chromseek.build(path, cells, beds, options.pop("universe", SMALL.universe), **{"dim": 8, **options})
+
+
+def other_universe(of: str = "hg38") -> Universe:
+    """Regions that overlap three quarters of the small simulation's, each of them two, in `of`'s coordinates."""
+    ours = SMALL.universe.regions
+    keep = np.flatnonzero(np.arange(len(ours)) % 4)
+    starts, ends = ours.starts[keep], ours.ends[keep]
+    middle = (starts + ends) // 2
+    regions = Regions(assembly(of), np.repeat(ours.chroms[keep], 2), *map(_alternate, (starts, middle), (middle, ends)))
+    return Universe.of(regions)
+
+
+def _alternate(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.int32]:
+    return np.stack([first, second], axis=1).ravel()
+
+
+def other_encoder(of: str = "hg38", dim: int = 6) -> LSI:
+    """An encoder over the other universe, fitted on random sets."""
+    rng, universe = np.random.default_rng(3), other_universe(of)
+    cells, beds = (TokenSets.from_lists([rng.choice(len(universe), 60) for _ in range(n)]) for n in (60, 30))
+    return LSI.fit(cells, beds, universe, dim=dim)
+
+
+def reencoded(path: Path, plan: str) -> Atlas:
+    """The atlas under an encoder of its own universe, or of the other one, which lies saved beside it."""
+    atlas = chromseek.open(path)
+    if plan == "same":
+        atlas.reencode("lsi", dim=5)
+    else:
+        atlas.reencode(path.parent / "encoder")
+    return atlas
 
 
 def content(atlas: Atlas) -> dict[str, Any]:
@@ -115,9 +167,30 @@ def kill_builds(folder: Path, points: list[str]) -> None:
     say("steps", next(durable._calls) - 1)
 
 
+def kill_reencodings(folder: Path, points: list[str]) -> None:
+    """Re-encode copies of one atlas, each in a child of its own."""
+    ingest.MAX_ROWS, views.INDEX_FROM = 64, 300
+
+    def begin() -> None:
+        build_small(folder / "template", *watched()).close()
+        save(other_encoder(), folder / "encoder")
+
+    def run(plan: str, step: str, path: Path) -> None:
+        os.environ["CHROMSEEK_CRASH_AT"] = step
+        reencoded(path, plan).close()
+        say("steps", next(durable._calls) - 1)
+
+    in_child(begin)
+    for point in points:
+        plan, _, step = point.partition("-")
+        path = Path(shutil.copytree(folder / "template", folder / point))
+        status, _ = in_child(lambda plan=plan, step=step, path=path: run(plan, step, path))
+        say(point, os.WTERMSIG(status))
+
+
 def measure_builds(folder: Path, sizes: list[str]) -> None:
     """Build with more and more cells, each in a child of its own."""
-    ingest.MAX_ROWS, views.FIT_SETS = 2_000, 1_000
+    ingest.MAX_ROWS, fitting.FIT_SETS = 2_000, 1_000
 
     def build(n_cells: str) -> None:
         simulated = Simulation(int(n_cells), n_regions=4_000, n_beds=0, tokens_per_cell=400, n_genes=10)
@@ -144,4 +217,5 @@ def in_child(work: Callable[[], None]) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    (measure_builds if sys.argv[2] == "memory" else kill_builds)(Path(sys.argv[1]), sys.argv[3:])
+    jobs = {"kill": kill_builds, "reencode": kill_reencodings, "memory": measure_builds}
+    jobs[sys.argv[2]](Path(sys.argv[1]), sys.argv[3:])

@@ -18,6 +18,7 @@ from scipy import sparse
 from chromseek.data.errors import BadArgument, BadData, ChromseekError, NotFound
 from chromseek.data.sources import ReadOptions
 from chromseek.search.atlas import Atlas
+from chromseek.search.collection import Collection
 
 LABELS = ["cell_type", "lineage", "age"]
 
@@ -26,6 +27,13 @@ LABELS = ["cell_type", "lineage", "age"]
 def query(toy_files: dict[str, Path]) -> AnnData:
     """The held-out donor: 149 cells."""
     return anndata.read_h5ad(toy_files["query"])
+
+
+def label_view(atlas: Atlas) -> Collection:
+    """The cells by the view that was fitted for their types."""
+    cells = atlas.label_view("cell_type")
+    assert cells is not None
+    return cells
 
 
 def test_a_held_out_donor_is_annotated_well(atlas: Atlas, query: AnnData) -> None:
@@ -50,12 +58,17 @@ def test_columns_are_written_where_they_are_looked_for(atlas: Atlas, query: AnnD
     ]  # fmt: skip
     assert written.obs["cell_type_pred"].dtype == "category"
     assert (written.obs["chromseek_coverage"] == 1).all()
-    hits = atlas.cells.search(query, 15)
-    predicted = hits.predict(LABELS)
-    assert written.obs["cell_type_pred"].tolist() == predicted["cell_type_pred"].tolist()
-    assert written.obs["age_pred"].tolist() == predicted["age_pred"].tolist()
+    own, hits = label_view(atlas).search(query, 15), atlas.cells.search(query, 15)
+    assert written.obs["cell_type_pred"].tolist() == own.predict("cell_type")["cell_type_pred"].tolist()
+    for name in ("lineage_pred", "age_pred"):  # no view was fitted for these
+        assert written.obs[name].tolist() == hits.predict(LABELS)[name].tolist()
     assert (written.obsm["X_chromseek"] == atlas.cells.resolve(query).vectors).all()
-    assert json.loads(written.uns["chromseek"]["receipt"]) == json.loads(json.dumps(hits.receipt))
+    assert [json.loads(one) for one in written.uns["chromseek"]["receipts"]] == [own.receipt, hits.receipt]
+    assert written.uns["chromseek"]["receipt"] == written.uns["chromseek"]["receipts"][0]
+    assert written.uns["chromseek"]["views"] == ["bag", "primary", "primary"]
+    notes = json.loads(written.uns["chromseek"]["notes"])
+    assert [note.partition(":")[0] for note in notes] == ["lineage", "age"]
+    assert "built with labels=" in notes[0]
     assert written.uns["chromseek"]["labels"] == LABELS
     ages = atlas.cells.get(atlas.cells.where(None), ["age"])["age"].to_numpy()
     assert written.obs["age_pred"].between(ages.min(), ages.max()).all()

@@ -16,16 +16,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from building import SMALL, build_small, content, watched
+from building import SMALL, build_small, content, given, watched
 
 import chromseek
 from chromseek.data.bed import read_bed
 from chromseek.data.errors import BadArgument, BadData, Busy, ChromseekError, NotFound, StorageError
 from chromseek.data.genome import assembly
-from chromseek.data.inputs import Target
-from chromseek.data.memory_sources import BlockSource
 from chromseek.data.simulate import Simulation
-from chromseek.data.sources import ReadOptions, Source
+from chromseek.data.sources import ReadOptions
 from chromseek.data.tokens import SetBlock, TokenSets
 from chromseek.data.universe import Universe
 from chromseek.encoder.base import save
@@ -64,16 +62,6 @@ def small(template: Path, tmp_path: Path) -> Iterator[Atlas]:
     shutil.copytree(template, tmp_path / "small")
     with chromseek.open(tmp_path / "small") as opened:
         yield opened
-
-
-def given(names: list[str], seed: int = 0, *, dataset: str = "given", kind: str = "cell", **columns: Any) -> Source:
-    """Cells or BED sets at hand, over the small universe, as a source."""
-    rng = np.random.default_rng(seed)
-    sets = TokenSets.from_lists([rng.choice(400, 40, replace=False) for _ in names])
-    metadata = pa.table({"": np.arange(len(names))} | columns).drop_columns([""])
-    block = SetBlock(names, sets, sets.sizes, sets.sizes, None, metadata)
-    target = Target.of(ReadOptions(), None)
-    return BlockSource(block, kind, target, label=f"{dataset}.file", dataset=dataset)  # type: ignore[arg-type]
 
 
 # What is built from what

@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from building import other_encoder
 
 import chromseek
+from chromseek.encoder.base import save
 from chromseek.search.atlas import Atlas
 from chromseek.service.cli import app, main, spread
 from chromseek.service.typed_queries import as_query
@@ -26,6 +28,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(chromseek.__file__).parents[
 COMMANDS = (
     "build",
     "add",
+    "reencode",
     "delete",
     "search",
     "annotate",
@@ -241,6 +244,7 @@ def test_annotate_writes_an_h5ad(terminal: Terminal, atlas: Atlas, toy_files: di
     most = adata.obs["cell_type_pred"].value_counts()
     assert f"{most.index[0]}" in terminal.out
     assert "age: mean" in terminal.out
+    assert "age: no view of its own (the atlas was not built with labels= for it)" in terminal.out
 
 
 def test_annotate_writes_obs_as_tables(
@@ -309,6 +313,37 @@ def test_build_add_delete_verify_gc(terminal: Terminal, toy_files: dict[str, Pat
     assert terminal.json()["removed"] == planned
     assert terminal.run("verify", built) == 0
     assert "all as they were written" in terminal.out
+
+
+def test_reencode(terminal: Terminal, own: Path, tmp_path: Path) -> None:
+    assert terminal.run("reencode", own, "--encoder", "lsi", "--dim", 7) == 0
+    assert "encoder lsi (7 dimensions)" in terminal.out
+    assert "view for the label cell_type: by bag (128 dimensions)" in terminal.out
+    assert "re-encoded in " in terminal.out
+    with chromseek.open(own) as opened:
+        save(other_encoder(), tmp_path / "encoder")
+        n_cells = len(opened.cells)
+    assert terminal.run("reencode", own, "--encoder", tmp_path / "encoder") == 0
+    assert f"of {n_cells} cells were left empty" in terminal.out
+    assert terminal.run("info", own, "--json") == 0
+    assert terminal.json()["encoder"]["dim"] == 6
+    assert terminal.run("verify", own) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "words"),
+    [
+        (["--encoder", "lsy"], 66, "atacformer:small"),
+        (["--encoder", "lsi", "--device", "cuda:99"], 64, "--device cpu"),
+        (["--encoder", "lsi", "--dtype", "int4"], 64, "bfloat16"),
+        (["--encoder", "lsi", "--dim", "1"], 64, "from 2 to 4,096"),
+        (["--encoder", "lsi", "--liftover", "nowhere.chain"], 66, "nowhere.chain"),
+        ([], 64, "--encoder"),
+    ],
+)
+def test_what_reencode_refuses(terminal: Terminal, path: Path, options: list[str], exit_code: int, words: str) -> None:
+    assert terminal.run("reencode", path, *options) == exit_code
+    assert words in terminal.err
 
 
 def test_build_check_writes_nothing(terminal: Terminal, toy_files: dict[str, Path], tmp_path: Path) -> None:

@@ -12,13 +12,22 @@ from chromseek.search.estimate import BuildEstimate, estimate
 
 
 def plan_of(cells: object = None, beds: object = None, universe: object = None, **given: object) -> Plan:
-    options = {"labels": (), "groups": None, "assembly": None, "genes": None, "dim": 64, "keep_tokens": True, "seed": 0}
-    return plan_build(cells, beds, universe, "lsi", read=ReadOptions(), **(options | given))  # type: ignore[arg-type]
+    options = {
+        "labels": (),
+        "groups": None,
+        "assembly": None,
+        "genes": None,
+        "dim": None,
+        "keep_tokens": True,
+        "seed": 0,
+    }
+    encoder = given.pop("encoder", "lsi")
+    return plan_build(cells, beds, universe, encoder, read=ReadOptions(), **(options | given))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def found(toy_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> BuildEstimate:
-    plan = plan_of(toy_files["cells"], toy_files["manifest"], toy_files["universe"])
+    plan = plan_of(toy_files["cells"], toy_files["manifest"], toy_files["universe"], labels=["cell_type"])
     return estimate(plan, tmp_path_factory.mktemp("new") / "x.atlas")
 
 
@@ -33,6 +42,19 @@ def test_what_is_read(found: BuildEstimate, atlas: Atlas) -> None:
         assert source.coverage == pytest.approx(report["n_placed"] / report["n_source"], abs=0.05)
         tokens = sum(atlas.collection(name).metadata.column("n_tokens").to_pylist())
         assert source.n_tokens == pytest.approx(tokens, rel=0.2)
+
+
+def test_encoders_and_labels_have_their_price(toy_files: dict[str, Path], tmp_path: Path) -> None:
+    def of(**given: object) -> BuildEstimate:
+        return estimate(plan_of(toy_files["cells"], None, toy_files["universe"], **given), tmp_path / "x")
+
+    plain, labelled = of(), of(labels=["cell_type"])
+    bag, narrow = of(encoder="bag"), of(encoder="bag", dim=16)
+    small, base = of(encoder="atacformer:small"), of(encoder="atacformer:base")
+    assert plain.disk < labelled.disk
+    assert narrow.disk < plain.disk < bag.disk < base.disk
+    assert plain.seconds < labelled.seconds
+    assert bag.seconds < small.seconds < base.seconds
 
 
 def test_the_disk_it_takes(found: BuildEstimate, atlas: Atlas) -> None:

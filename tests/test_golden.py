@@ -41,3 +41,15 @@ def test_it_can_be_added_to(folder: Path, tmp_path: Path) -> None:
         before = len(atlas.beds)
         atlas.add(beds=files["manifest"])
         assert len(atlas.beds) == before + 24
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+def test_it_can_be_encoded_anew(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "atlas", tmp_path / "atlas")
+    with chromseek.open(tmp_path / "atlas") as atlas:
+        n_cells = len(atlas.cells)
+        atlas.reencode("lsi", dim=4)
+        assert (atlas.encoder.dim, len(atlas.cells)) == (4, n_cells)
+        assert not {3, 5} & set(atlas.cells.where(None).tolist())
+        assert atlas.label_view("cell_type") is not None
+        assert not atlas.verify()

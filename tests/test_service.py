@@ -121,7 +121,11 @@ def test_cells_of_an_h5ad_are_searched_and_annotated(ask: Ask, atlas: Atlas, toy
     models.AnnotateAnswer.model_validate(answer)
     predicted = hits.predict(["cell_type", "age"])
     assert list(answer["predictions"]) == list(predicted.columns)
-    assert answer["predictions"]["cell_type_pred"] == predicted["cell_type_pred"].tolist()
+    own = atlas.label_view("cell_type")
+    assert own is not None
+    expected = own.search(path, 30).predict("cell_type")
+    assert answer["predictions"]["cell_type_pred"] == expected["cell_type_pred"].tolist()
+    assert [note.partition(":")[0] for note in answer["notes"]] == ["age"]
     np.testing.assert_allclose(answer["predictions"]["age_pred"], predicted["age_pred"])
     assert answer["queries"] == list(hits.queries)
     assert answer["reasons"] == [None] * len(hits)

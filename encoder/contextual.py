@@ -1,0 +1,36 @@
+"""Vectors of regions in their context: what a region is like among the regions that are open beside it."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from chromseek.data.tokens import TokenSets
+from chromseek.encoder.atacformer import Atacformer
+from chromseek.encoder.packing import batches, shortened
+
+CELLS = 5_000  # of a sample, at most
+BATCH_TOKENS = 32_768
+RIDGE = 1e-3  # of the mean square of a dimension
+
+
+def contextual_regions(encoder: Atacformer, cells: TokenSets, *, seed: int = 0) -> NDArray[np.float16]:
+    """The mean contextual vector of each region over a sample of the cells that have it open, (regions, dim).
+
+    Regions that none of them has get the linear map of their static vectors that fits the other regions best.
+    """
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(cells.sizes))[:CELLS]
+    sample = shortened(cells.take(np.sort(rows)), encoder.context)
+    sums = torch.zeros(len(encoder.universe), encoder.dim)
+    for batch in batches(sample.sizes, BATCH_TOKENS):
+        sets = sample.take(batch)
+        sums.index_add_(0, torch.from_numpy(sets.tokens), encoder.contextual(sets.tokens, sets.sizes.tolist()))
+    counts = torch.from_numpy(np.bincount(sample.tokens, minlength=len(sums)))
+    means = sums / counts.clamp(min=1)[:, None]
+    static = encoder.network.embeddings.token_embeddings.weight.detach()[: len(sums)].cpu().float()
+    inputs = torch.cat([static, torch.ones(len(static), 1)], dim=1)
+    seen = counts > 0
+    squares = inputs[seen].T @ inputs[seen]
+    squares += RIDGE * squares.diagonal().mean() * torch.eye(len(squares))
+    means[~seen] = inputs[~seen] @ torch.linalg.solve(squares, inputs[seen].T @ means[seen])
+    found: NDArray[np.float16] = means.half().numpy()
+    return found

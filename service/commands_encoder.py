@@ -1,0 +1,374 @@
+"""Commands that train, score and describe encoders: `chromseek encoder …`."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from chromseek.data.errors import BadArgument, printable
+from chromseek.service import options as o
+from chromseek.service.output import if_stopped, say, say_json, size_text, tell
+
+if TYPE_CHECKING:
+    from chromseek.data.sources import ReadOptions
+    from chromseek.encoder.atacformer import Atacformer
+    from chromseek.encoder.training import Run
+
+PRETRAIN_EXAMPLES = """\b
+Examples:
+  chromseek encoder pretrain blood.atlas --output mine/
+  chromseek encoder pretrain cells.h5ad more.h5ad --universe ccres.bed --size small \\
+      --epochs 10 --label cell_type --output mine/
+  torchrun --nproc-per-node 8 -m chromseek.service.cli encoder pretrain tokens.parquet \\
+      --universe universe.bed.gz --size base --output mine/
+
+\b
+A run that was stopped goes on when --resume is added to the same command.
+"""
+FINETUNE_EXAMPLES = """\b
+Examples:
+  chromseek encoder finetune contrastive mine/ cells.h5ad --label cell_type --output typed/
+  chromseek encoder finetune triplet org/name cells.h5ad --label cell_type --output typed/
+  chromseek encoder finetune batch mine/ blood.atlas --label library --output corrected/
+  chromseek encoder finetune bed mine/ peaks/ --output bulk/
+"""
+EVALUATE_EXAMPLES = """\b
+Examples:
+  chromseek encoder evaluate mine/ cells.h5ad --label cell_type --groups donor
+  chromseek encoder evaluate mine/ peaks/ --label assay --json
+"""
+INFO_EXAMPLES = """\b
+Examples:
+  chromseek encoder info mine/
+  chromseek encoder info org/name --json
+"""
+TRAINING = "training"  # the folder of the log and the checkpoint, in that of the encoder
+
+encoder_app = typer.Typer(name="encoder", help="Train, fine-tune, score and describe encoders.", rich_markup_mode=None)
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT...",
+        help="h5ad, fragments, a folder of BED files, Parquet with input_ids, a corpus or an atlas.",
+        show_default=False,
+    ),
+]
+EncoderName = Annotated[str, typer.Argument(metavar="ENCODER", help="A folder, or org/name on the hub.")]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the encoder goes: a new folder.")]
+Epochs = Annotated[int, typer.Option("--epochs", metavar="N", callback=o.within(1), help="Times through the data.")]
+Steps = Annotated[
+    int | None, typer.Option("--steps", metavar="N", callback=o.within(1), help="End after so many steps instead.")
+]
+BatchTokens = Annotated[
+    int, typer.Option("--batch-tokens", metavar="N", callback=o.within(1), help="Tokens of one batch, at most.")
+]
+Accumulate = Annotated[
+    int, typer.Option("--accumulate", metavar="N", callback=o.within(1), help="Batches of one step, in each process.")
+]
+Rate = Annotated[
+    float | None, typer.Option("--lr", metavar="X", callback=o.within(0), help="The highest learning rate.")
+]
+Schedule = Annotated[
+    Literal["cosine", "restarts", "linear", "constant"],
+    typer.Option("--schedule", metavar="cosine|restarts|linear|constant", help="Of the learning rate."),
+]
+Checkpoints = Annotated[
+    int, typer.Option("--checkpoint-every", metavar="N", callback=o.within(1), help="Steps between checkpoints.")
+]
+Checks = Annotated[
+    int, typer.Option("--check-every", metavar="N", callback=o.within(0), help="Steps between checks; 0: at the end.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of a run that was stopped.")]
+
+
+def pretrain(
+    inputs: Inputs,
+    *,
+    output: Output,
+    universe: Annotated[
+        Path | None, typer.Option("--universe", metavar="BED", help="The regions, in token order; else the input's.")
+    ] = None,
+    size: Annotated[
+        Literal["tiny", "small", "base"], typer.Option("--size", metavar="tiny|small|base", help="Of the network.")
+    ] = "small",
+    context: Annotated[
+        int, typer.Option("--context", metavar="N", callback=o.within(1), help="Tokens of a set read together.")
+    ] = 8192,
+    label: Annotated[
+        str | None, typer.Option("--label", metavar="COLUMN", help="Told from the vectors in checks; never learnt.")
+    ] = None,
+    epochs: Epochs = 25,
+    steps: Steps = None,
+    batch_tokens: BatchTokens = 32_768,
+    accumulate: Accumulate = 1,
+    lr: Rate = None,
+    schedule: Schedule = "cosine",
+    checkpoint_every: Checkpoints = 500,
+    check_every: Checks = 500,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    resume: Resume = False,
+    rename_chroms: o.RenameChroms = None,
+    layer: o.Layer = None,
+    min_fragments: o.MinFragments = 0,
+) -> None:
+    """Train an Atacformer on token sets, from nothing.
+
+    Under torchrun every process trains on its own GPU.
+    """
+    from chromseek.encoder.atacformer import N_SPECIALS, SIZES, Settings
+    from chromseek.encoder.pretrain import LR, pretrained
+    from chromseek.service.training_inputs import read_inputs, universe_file
+
+    read = _read(rename_chroms, layer, min_fragments)
+    run = _run(
+        output, epochs, steps, batch_tokens, accumulate, lr or LR[size], schedule, checkpoint_every, check_every,
+        seed, device, dtype,
+    )  # fmt: skip
+    with _new_encoder(output, resume) as (work, finish):
+        given = None if universe is None else universe_file(universe, read)
+        corpus = read_inputs(inputs, given, work, read)
+        settings = Settings(len(corpus.universe) + N_SPECIALS, max_position_embeddings=context, **SIZES[size])
+        codes = None if label is None else corpus.labels(label)[0]
+        finish(pretrained(corpus.all, corpus.universe, settings, run=run, codes=codes, resume=resume))
+
+
+def finetune(
+    kind: Annotated[
+        Literal["triplet", "contrastive", "batch", "bed"],
+        typer.Argument(metavar="triplet|contrastive|batch|bed", help="What is learnt.", show_default=False),
+    ],
+    encoder: EncoderName,
+    inputs: Inputs,
+    *,
+    output: Output,
+    label: Annotated[
+        str | None,
+        typer.Option("--label", metavar="COLUMN", help="Labels to learn; for batch, the batches to forget."),
+    ] = None,
+    unfrozen: Annotated[
+        int, typer.Option("--unfrozen", metavar="N", callback=o.within(0), help="batch: last layers trained; 0: all.")
+    ] = 2,
+    weight: Annotated[
+        float, typer.Option("--weight", metavar="X", callback=o.within(0), help="batch: weight of the adversary.")
+    ] = 1.0,
+    keep_least: Annotated[
+        float, typer.Option("--keep-least", metavar="X", callback=o.within(0, 1), help="Share of tokens always kept.")
+    ] = 0.3,
+    balance: Annotated[
+        float,
+        typer.Option("--balance", metavar="X", callback=o.within(0, 1), help="1: rare labels as often as common ones."),
+    ] = 0.5,
+    contrast: Annotated[
+        float, typer.Option("--contrast", metavar="X", callback=o.within(0), help="contrastive: weight of contrast.")
+    ] = 1.0,
+    head: Annotated[
+        float, typer.Option("--head", metavar="X", callback=o.within(0), help="contrastive: weight of a linear head.")
+    ] = 1.0,
+    epochs: Epochs = 10,
+    steps: Steps = None,
+    batch_tokens: BatchTokens = 32_768,
+    accumulate: Accumulate = 1,
+    lr: Rate = None,
+    schedule: Schedule = "cosine",
+    checkpoint_every: Checkpoints = 500,
+    check_every: Checks = 500,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    resume: Resume = False,
+    rename_chroms: o.RenameChroms = None,
+    layer: o.Layer = None,
+    min_fragments: o.MinFragments = 0,
+) -> None:
+    """Train an Atacformer on: labels, batches, or BED sets.
+
+    The encoder that it starts from stays as it is.
+    """
+    from chromseek.encoder.finetune import Aim, Draw, batch_corrected, contrastive, triplet
+    from chromseek.encoder.pretrain import pretrained
+    from chromseek.service.training_inputs import read_inputs
+
+    if label is None and kind != "bed":
+        raise BadArgument(f"{kind} needs labels", code="LABEL-COLUMN", fix="name their column: --label cell_type")
+    read = _read(rename_chroms, layer, min_fragments)
+    run = _run(
+        output, epochs, steps, batch_tokens, accumulate, lr or 3e-4, schedule, checkpoint_every, check_every,
+        seed, device, dtype,
+    )  # fmt: skip
+    start = _atacformer(encoder)
+    with _new_encoder(output, resume) as (work, finish):
+        corpus = read_inputs(inputs, start.universe, work, read)
+        codes = None if label is None else corpus.labels(label)[0]
+        sets, draw = corpus.all, Draw(keep_least=keep_least, balance=balance)
+        if codes is None or kind == "bed":
+            settings = start.network.settings
+            finish(pretrained(sets, start.universe, settings, run=run, codes=codes, start=start, resume=resume))
+        elif kind == "batch":
+            finish(batch_corrected(start, sets, codes, run=run, unfrozen=unfrozen, weight=weight, resume=resume))
+        elif kind == "triplet":
+            finish(triplet(start, sets, codes, run=run, draw=draw, resume=resume))
+        else:
+            aim = Aim(contrast=contrast, head=head)
+            draw = replace(draw, views=2 if contrast else 1)
+            finish(contrastive(start, sets, codes, run=run, draw=draw, aim=aim, resume=resume))
+
+
+def evaluate(
+    encoder: EncoderName,
+    inputs: Inputs,
+    *,
+    label: Annotated[str, typer.Option("--label", metavar="COLUMN", help="What is to be told from the vectors.")],
+    groups: Annotated[
+        str | None, typer.Option("--groups", metavar="COLUMN", help="Donor or library: left out whole.")
+    ] = None,
+    folds: Annotated[
+        int, typer.Option("--folds", metavar="N", callback=o.within(2, 100), help="Parts left out in turn.")
+    ] = 5,
+    seed: o.Seed = 0,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    rename_chroms: o.RenameChroms = None,
+    layer: o.Layer = None,
+    min_fragments: o.MinFragments = 0,
+    json: o.Json = False,
+) -> None:
+    """Score how well labels are told from the vectors of an encoder.
+
+    By nearest neighbours, by a linear head, and by clusters.
+    """
+    from chromseek.encoder.base import load
+    from chromseek.encoder.evaluate import evaluate as scored
+    from chromseek.encoder.evaluate import vectors_of
+    from chromseek.service.training_inputs import kind_of, read_inputs
+
+    loaded = load(encoder, device=device, dtype=dtype)
+    with tempfile.TemporaryDirectory(prefix="chromseek-") as work:
+        corpus = read_inputs(inputs, loaded.universe, Path(work), _read(rename_chroms, layer, min_fragments))
+        codes = corpus.labels(label)[0]
+        together = None if groups is None else corpus.labels(groups)[0]
+        vectors = vectors_of(loaded, corpus.all, kind_of(inputs), seed=seed)
+        scores = asdict(scored(vectors, codes, groups=together, folds=folds, seed=seed))
+    if json:
+        say_json(scores)
+        return
+    for name, value in scores.items():
+        say(f"{name.replace('_', ' '):16}  {f'{value:.4f}' if isinstance(value, float) else f'{value:,}'}")
+
+
+def info(encoder: EncoderName, *, json: o.Json = False) -> None:
+    """Say what an encoder is."""
+    from chromseek.encoder.base import fingerprint, load
+
+    loaded = load(encoder, device="cpu", dtype="float32")
+    arrays = loaded.arrays()
+    told: dict[str, Any] = {
+        "name": loaded.name,
+        "assembly": loaded.universe.assembly.name,
+        "regions": len(loaded.universe),
+        "dim": loaded.dim,
+        "context": loaded.context,
+        "parameters": sum(array.size for array in arrays.values()),
+        "bytes": sum(array.nbytes for array in arrays.values()),
+        "fingerprint": fingerprint(loaded),
+        "settings": loaded.config(),
+    }
+    if json:
+        say_json(told)
+        return
+    for name, value in told.items():
+        shown = size_text(value) if name == "bytes" else f"{value:,}" if isinstance(value, int) else value
+        if name != "settings":
+            say(f"{name:12}  {'any' if shown is None else shown}")
+    for name, value in told["settings"].items():
+        say(f"  {name}: {printable(value)}")
+
+
+def _read(rename_chroms: str | None, layer: str | None, min_fragments: int) -> "ReadOptions":
+    from chromseek.data.sources import ReadOptions
+
+    return ReadOptions(rename_chroms=rename_chroms, layer=layer, min_fragments=min_fragments)
+
+
+def _run(
+    output: Path, epochs: int, steps: int | None, batch_tokens: int, accumulate: int, lr: float, schedule: Any,
+    checkpoint_every: int, check_every: int, seed: int, device: str, dtype: str,
+) -> "Run":  # fmt: skip
+    """The run of a command. Raises BadArgument for a device or precision that is not there."""
+    from chromseek.encoder.devices import device_named, dtype_named
+    from chromseek.encoder.training import Optimiser, Run
+
+    dtype_named(dtype, device_named(device))
+    return Run(
+        output / TRAINING, epochs, steps, batch_tokens, accumulate, Optimiser(lr=lr, schedule=schedule), dtype, device,
+        seed, checkpoint_every=checkpoint_every, check_every=check_every,
+    )  # fmt: skip
+
+
+def _atacformer(name: str) -> "Atacformer":
+    from chromseek.encoder.atacformer import Atacformer
+    from chromseek.encoder.base import load
+
+    loaded = load(name, device="cpu", dtype="float32")
+    if not isinstance(loaded, Atacformer):
+        fix = "give an Atacformer; build fits the other encoders"
+        raise BadArgument(f"{loaded.name} cannot be trained on", code="ENCODER-KIND", got=loaded.name, fix=fix)
+    return loaded
+
+
+@contextmanager
+def _new_encoder(output: Path, resume: bool) -> Iterator[tuple[Path, Callable[["Atacformer"], None]]]:
+    """The work folder of a run, and what takes its encoder; nothing is left of a run that did not get to a checkpoint.
+
+    Raises StorageError (73) where `output` holds anything, NotFound where there is nothing to resume.
+    """
+    from chromseek.encoder.corpus import check_new
+    from chromseek.encoder.training import is_first
+    from chromseek.encoder.training_files import CHECKPOINT, checkpoint_of
+    from chromseek.service.training_inputs import CORPUS
+
+    work = output / TRAINING
+    if not is_first():
+        yield work, lambda _encoder: None
+        return
+    if resume:
+        checkpoint_of(work)
+    else:
+        check_new(output)
+        work.mkdir(parents=True)
+    try:
+        with if_stopped(lambda: "with --resume the same command goes on from the last checkpoint, if there is one"):
+            yield work, lambda encoder: _place(encoder, output)
+    finally:
+        shutil.rmtree(work / CORPUS, ignore_errors=True)
+        if not (work / CHECKPOINT).exists() and not (output / "config.json").exists():
+            shutil.rmtree(work, ignore_errors=True)
+            if output.is_dir() and not any(output.iterdir()):
+                output.rmdir()
+
+
+def _place(encoder: "Atacformer", output: Path) -> None:
+    """Put a finished encoder into its folder, its config last; the log stays, the checkpoint goes."""
+    from chromseek.encoder.base import save
+    from chromseek.encoder.training_files import CHECKPOINT
+
+    draft = output / TRAINING / "encoder"
+    shutil.rmtree(draft, ignore_errors=True)
+    for file in reversed(save(encoder, draft)):
+        file.replace(output / file.name)
+    draft.rmdir()
+    (output / TRAINING / CHECKPOINT).unlink()
+    tell(f"the encoder is in {printable(output, 200)}")
+
+
+encoder_app.command(epilog=PRETRAIN_EXAMPLES)(pretrain)
+encoder_app.command(epilog=FINETUNE_EXAMPLES)(finetune)
+encoder_app.command(epilog=EVALUATE_EXAMPLES)(evaluate)
+encoder_app.command(epilog=INFO_EXAMPLES)(info)

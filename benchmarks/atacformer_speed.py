@@ -8,6 +8,7 @@ Both sides take turns, each in a process of its own that waits idle for the othe
 """
 
 import argparse
+import ctypes
 import json
 import statistics
 import subprocess
@@ -61,6 +62,7 @@ class Ours:
         """CPU seconds, wall seconds and peak of memory (MB) for cells of these sizes."""
         rng = np.random.default_rng(seed)
         cells = TokenSets.from_lists([np.sort(rng.choice(N_REGIONS, size, replace=False)) for size in sizes])
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed counts as free
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
         held = peak_megabytes()
         cpu, wall = time.process_time(), time.perf_counter()

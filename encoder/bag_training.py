@@ -3,8 +3,8 @@
 All start from the components of LSI, which know already which regions go together, and run through the loop of
 training.py. A batch shows each set with a random share of its tokens, so that depth and single regions do not matter.
 
-What is fixed here was chosen by neighbours and head on inner splits of the training part of one granja fold and of
-SNARE libraries, and not looked at on the others.
+What is fixed here was chosen by the neighbours and the head on splits of the training part of one fold, of granja and
+SNARE (LEAST_STEPS of schep and corces); the test part of that fold had no say.
 """
 
 import math

@@ -29,8 +29,9 @@ SHAPE = Settings(0, hidden_size=64, intermediate_size=128, num_hidden_layers=1, 
 LENGTH = 0.3  # of a token's vector against that of the common direction
 OPTIMISER = Optimiser(lr=3e-4, tables=20.0, weight_decay=0.01)
 BATCH_SETS, BATCH_TOKENS = 128, 32_768  # of a batch, at most
-EPOCHS, LEAST_STEPS = 6, 300
-CONTRAST, TEMPERATURE, SMOOTHING = 0.1, 0.1, 0.1
+EPOCHS, LEAST_STEPS = 6, 100
+BALANCE = 0.5  # rows are drawn by how rare their label is, to this power
+CONTRAST, TEMPERATURE, SMOOTHING = 0.3, 0.1, 0.1
 
 
 def labelled(
@@ -51,18 +52,20 @@ def labelled(
     settings = replace(shape, vocab_size=len(universe) + N_SPECIALS)
     run = run or _run_for(sets.sizes[rows].clip(max=settings.max_position_embeddings), seed)
     network = started(sets.take(rows), universe, settings, seed=run.seed)
+    # What the draw leaves of the labels' frequencies is given to the head, so that the vectors need not learn it.
+    prior = torch.from_numpy((1 - BALANCE) * np.log(np.bincount(codes[rows], minlength=len(classes)).clip(1))).float()
     head = _first_head(Atacformer(universe, network).pooled_sets(sets.take(rows)), codes[rows], len(classes))
 
     def loss_of(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.targets is not None
         pooled = pool(network(batch.tokens, batch.sizes), batch.sizes)
-        logits = head(HEAD_SCALE * F.normalize(pooled, dim=1)).float()
+        logits = head(HEAD_SCALE * F.normalize(pooled, dim=1)).float() + prior.to(pooled.device)
         named = F.cross_entropy(logits, batch.targets, label_smoothing=SMOOTHING)
         contrast = supervised_contrast(pooled, batch.targets, TEMPERATURE)
         return named + CONTRAST * contrast, {"head": named, "contrast": contrast}
 
     network.set_dropout(0.0)  # leaving tokens out is enough
-    draw = Draw(balance=0.0, views=1)
+    draw = Draw(balance=BALANCE, views=1)
     batches = Views(sets, codes, rows, settings.max_position_embeddings, run, draw)
     train(nn.ModuleDict({"network": network, "head": head}), loss_of, batches, run)
     return Atacformer(universe, network.cpu(), head=head.cpu(), classes=classes)
@@ -97,7 +100,7 @@ def started(sets: TokenSets, universe: Universe, settings: Settings, *, seed: in
 def _first_head(pooled: NDArray[np.float32], codes: Codes, n_classes: int) -> nn.Linear:
     """Logistic regression as a linear layer; classes that no set has are never said."""
     units = F.normalize(torch.from_numpy(pooled), dim=1).numpy() * HEAD_SCALE
-    fit = LogisticRegression(C=0.1, max_iter=300).fit(units, codes)
+    fit = LogisticRegression(C=0.1, max_iter=300, class_weight="balanced").fit(units, codes)
     head = nn.Linear(pooled.shape[1], n_classes)
     binary = len(fit.classes_) == 2  # one row of weights stands for both
     weights, biases = (np.concatenate([-one, one]) if binary else one for one in (fit.coef_, fit.intercept_))

@@ -1,9 +1,10 @@
-"""Load encoders that chromseek saved with the published stack, and compare vectors: FOLDER/bin/python check_ours.py SAVED …
+"""Load encoders that chromseek saved with the published stack, and compare vectors.
+
+PYTHON benchmarks/reference/check_ours.py --write SAVED …        # in chromseek's environment: make such folders
+FOLDER/bin/python benchmarks/reference/check_ours.py SAVED …     # in that of install.sh
 
 Each SAVED is a folder of chromseek's with an `expected.safetensors` beside its weights: `tokens` (packed), `sizes` and
-`pooled`, and where the encoder has a discriminator `logits`, as chromseek computed them (see `--write`).
-
-PYTHON benchmarks/reference/check_ours.py --write SAVED …   # in chromseek's environment: make such folders
+`pooled`, and where the encoder has a discriminator `logits`, as chromseek computed them.
 """
 
 import sys

@@ -175,7 +175,7 @@ def write_tokens() -> None:
         "specials": specials,
         "queries.bed": tokenizer(str(folder / "queries.bed"))["input_ids"],
         "misses.bed": tokenizer(str(folder / "misses.bed"))["input_ids"],
-        "fragments.tsv": tokenize_fragment_file(str(folder / "fragments.tsv"), tokenizer),
+        "fragments.tsv": dict(sorted(tokenize_fragment_file(str(folder / "fragments.tsv"), tokenizer).items())),
         "peaks": peaks,
         "cells": filled.astype(int).tolist(),
         "cell ids": [one["input_ids"] for one in published.tokenize_anndata(cells, tokenizer)],

@@ -1,10 +1,11 @@
 """Answer timing requests of atacformer_speed.py with the published stack: one JSON object a line, in and out.
 
-In: `{"sizes": [2000, …], "batch": 8, "fast_path": true, "seed": 0}`. Out: `{"cpu": s, "wall": s, "peak": MB}`, the peak above
-what the model held before. Run it in the environment of install.sh; the arguments are vocabulary size and threads.
+In: `{"sizes": [2000, …], "batch": 8, "fast_path": true, "seed": 0}`. Out: `{"cpu": s, "wall": s, "peak": MB}`, the
+peak above what the model held before. Run it in the environment of install.sh; the arguments are vocabulary size and threads.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import sys
@@ -44,6 +45,7 @@ def main() -> None:
             rng = np.random.default_rng(asked["seed"])
             cells = [np.sort(rng.choice(n, size, replace=False)).tolist() for size in asked["sizes"]]
             torch.backends.mha.set_fastpath_enabled(asked["fast_path"])
+            ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
             held = memory("VmRSS")
             cpu, wall = time.process_time(), time.perf_counter()

@@ -6,11 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chromseek.encoder.attention_kernel import kernel_for, run_kernel
+
 ALONE = 512  # tokens; longer sets attend one by one, shorter ones of like size are padded together
 
 
 def attend(qkv: Tensor, sizes: Sequence[int]) -> Tensor:
     """Scaled dot-product attention within sets, one after the other: (T, 3, heads, width) → (T, heads, width)."""
+    kernel = kernel_for(qkv)
+    if kernel is not None:
+        return run_kernel(kernel, qkv, sizes)
     parts, start = [qkv[:0, 0]], 0
     for run in runs(sizes):
         stop = start + sum(run)

@@ -1,7 +1,8 @@
 """Answer timing requests of atacformer_speed.py with the published stack: one JSON object a line, in and out.
 
 In: `{"sizes": [2000, …], "batch": 8, "fast_path": true, "seed": 0}`. Out: `{"cpu": s, "wall": s, "peak": MB}`, the
-peak above what the model held before. Run it in the environment of install.sh; the arguments are vocabulary size and threads.
+peak above what the model held before. Run it in the environment of install.sh; the arguments are
+vocabulary size and threads.
 """
 
 import contextlib

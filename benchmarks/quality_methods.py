@@ -203,7 +203,7 @@ def tuned(split: Split) -> Learnt:
 
 
 def _labelled(split: Split) -> Encoder:
-    encoder = labelled(split.train, split.train_codes, split.labels, split.universe, seed=SEED)
+    encoder = labelled(split.train, split.train_codes, split.labels, split.universe, seed=SEED, device=DEVICE)
     return encoder.on(DEVICE, "auto").placed(*split.as_kinds(), seed=SEED)
 
 

@@ -8,7 +8,7 @@ that no work is done on padding.
 
 import logging
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ DROPOUT = 0.1
 TOKEN_BUDGET = 32_768  # tokens encoded at a time
 HEAD_SCALE = 8.0
 LongSets = Literal["sample", "chunk"]
+RegionVectors = Literal["alone", "static", "contextual"]  # a region: a set of one, its embedding, or among others
 
 
 @dataclass(frozen=True)
@@ -232,16 +233,16 @@ class Atacformer:
     @classmethod
     def fit(
         cls, cells: TokenSets, beds: TokenSets, universe: Universe, *, dim: int | None = None, seed: int = 0,
-        size: str = "small",
+        device: str = "auto", size: str = "small",
     ) -> "Atacformer":  # fmt: skip
         """Train a network of one of the SIZES on these sets by replaced-token detection, and place the kinds."""
-        from chromseek.encoder.pretrain import pretrained
+        from chromseek.encoder.pretrain import pretrained, short_run
 
         settings = Settings(len(universe) + N_SPECIALS, **SIZES[size])
         if dim is not None:
             settings = replace(settings, hidden_size=dim, intermediate_size=4 * dim)
         sample = cells if len(cells) else beds
-        encoder: Atacformer = pretrained(sample, universe, settings, seed=seed)
+        encoder: Atacformer = pretrained(sample, universe, settings, run=short_run(size, seed, device))
         return encoder.placed(cells, beds, seed=seed)
 
     @classmethod
@@ -305,12 +306,19 @@ class Atacformer:
         self._stack = stack if precision == torch.float32 else deepcopy(stack).to(precision)
         return self
 
-    def placed(self, cells: TokenSets, beds: TokenSets, *, seed: int = 0) -> "Atacformer":
-        """Itself with the kinds placed by a sample of an atlas, unless they are placed already."""
-        if self._means is None:
-            cells, beds = (sets.take(np.flatnonzero(sets.sizes)) for sets in (cells, beds))
-            self._means = kind_means(self._project, cells, beds, seed=seed)
-        return self
+    def placed(
+        self, cells: TokenSets, beds: TokenSets, *, seed: int = 0, regions: RegionVectors = "alone"
+    ) -> "Atacformer":
+        """The encoder with its kinds placed by a sample of an atlas; itself where they are placed already."""
+        if self._means is not None:
+            return self
+        from chromseek.encoder.contextual import region_vectors
+
+        cells, beds = (sets.take(np.flatnonzero(sets.sizes)) for sets in (cells, beds))
+        placed = copy(self)
+        placed._regions = region_vectors(self, cells if len(cells) else beds, regions, seed=seed)
+        placed._means = kind_means(placed._project, cells, beds, seed=seed)
+        return placed
 
     def encode(self, sets: TokenSets, kind: Kind) -> NDArray[np.float32]:
         """Turn n token sets of one kind into unit vectors, (n, dim)."""

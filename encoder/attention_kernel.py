@@ -93,7 +93,7 @@ def _kernel(width: int, half: bool) -> Kernel | None:
         return None
     attend.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 4, ctypes.c_float, ctypes.c_void_p]
     attend.restype = None
-    return attend  # type: ignore[no-any-return]
+    return attend
 
 
 def _built(compiler: str, flags: list[str]) -> Path:
@@ -112,4 +112,4 @@ def _built(compiler: str, flags: list[str]) -> Path:
 
 
 def _has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported())  # type: ignore[no-untyped-call]
+    return bool(torch.cpu._is_avx512_bf16_supported())

@@ -7,6 +7,7 @@ the table after the other, each small enough for the cache.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,9 @@ class Bag:
 
     @classmethod
     def fit(
-        cls, cells: TokenSets, beds: TokenSets, universe: Universe, *, dim: int | None = None, seed: int = 0
-    ) -> "Bag":
+        cls, cells: TokenSets, beds: TokenSets, universe: Universe, *, dim: int | None = None, seed: int = 0,
+        device: str = "auto",
+    ) -> "Bag":  # fmt: skip
         """Learn from a sample of cells, without cells from the BED sets, to tell which tokens were left out of a set.
 
         Raises BadData when fewer than three sets have a token.
@@ -96,7 +98,7 @@ class Bag:
         from chromseek.encoder.bag_training import self_taught
 
         sample = cells if np.count_nonzero(cells.sizes) else beds
-        network = self_taught(sample, universe, dim=dim or WIDTH, seed=seed)
+        network = self_taught(sample, universe, dim=dim or WIDTH, seed=seed, device=device)
         return cls(universe, network).placed(cells, beds, seed=seed)
 
     @classmethod
@@ -110,6 +112,7 @@ class Bag:
         beds: TokenSets = NO_SETS,
         dim: int | None = None,
         seed: int = 0,
+        device: str = "auto",
     ) -> "Bag":
         """Learn a metadata column of cells; those without a label are left out, BED sets are only placed.
 
@@ -118,7 +121,7 @@ class Bag:
         """
         from chromseek.encoder.bag_training import label_taught
 
-        network, head = label_taught(cells, labels, len(classes), universe, dim=dim or WIDTH, seed=seed)
+        network, head = label_taught(cells, labels, len(classes), universe, dim=dim or WIDTH, seed=seed, device=device)
         return cls(universe, network, head=head, classes=classes).placed(cells, beds, seed=seed)
 
     @classmethod
@@ -129,6 +132,7 @@ class Bag:
         universe: Universe,
         *,
         seed: int = 0,
+        device: str = "auto",
     ) -> "Bag":
         """Learn to reproduce the unit vectors of another encoder; until it is placed, no mean is taken off them.
 
@@ -136,7 +140,7 @@ class Bag:
         """
         from chromseek.encoder.bag_training import teacher_taught
 
-        return cls(universe, teacher_taught(sets, vectors, universe, seed=seed))
+        return cls(universe, teacher_taught(sets, vectors, universe, seed=seed, device=device))
 
     @classmethod
     def from_parts(cls, config: dict[str, Any], arrays: Arrays, universe: Universe) -> "Bag":
@@ -176,12 +180,14 @@ class Bag:
         return self
 
     def placed(self, cells: TokenSets, beds: TokenSets, *, seed: int = 0) -> "Bag":
-        """Itself with its kinds placed by a sample of an atlas, and regions it never saw, unless they are already."""
+        """Its kinds placed by a sample of an atlas, and regions it never saw; itself where they are already."""
         cells, beds = (sets.take(np.flatnonzero(sets.sizes)) for sets in (cells, beds))
-        if self._means is None and len(cells) + len(beds):
-            self._place_unseen(beds)
-            self._means = kind_means(self._project, cells, beds, seed=seed)
-        return self
+        if self._means is not None or len(cells) + len(beds) == 0:
+            return self
+        placed = Bag(self.universe, deepcopy(self.network), head=self.head, classes=self.classes)
+        placed._place_unseen(beds)
+        placed._means = kind_means(placed._project, cells, beds, seed=seed)
+        return placed
 
     def encode(self, sets: TokenSets, kind: Kind) -> NDArray[np.float32]:
         """Turn n token sets of one kind into unit vectors, (n, dim)."""

@@ -67,7 +67,7 @@ class Lesson:
         return Batch.of(TokenSets(offsets_of(sizes), sets.tokens[shown]), targets=targets)
 
 
-def self_taught(sets: TokenSets, universe: Universe, *, dim: int, seed: int) -> Network:
+def self_taught(sets: TokenSets, universe: Universe, *, dim: int, seed: int, device: str) -> Network:
     """Learn which tokens were left out of a set: they lie nearer to it than those left out of the other sets.
 
     A left-out token is read as the region alone, so that sets and regions come to lie in one space.
@@ -90,12 +90,19 @@ def self_taught(sets: TokenSets, universe: Universe, *, dim: int, seed: int) -> 
 
     model = nn.ModuleDict({"network": network, "sharpness": sharpness})
     lesson = Lesson(sets, 0.3, seed, _rows(universe))
-    train(model, loss_of, lesson, _run(lesson, epochs=10))
+    train(model, loss_of, lesson, _run(lesson, device, epochs=10))
     return _finished(network, sets)
 
 
 def label_taught(
-    sets: TokenSets, codes: NDArray[np.integer[Any]], n_classes: int, universe: Universe, *, dim: int, seed: int
+    sets: TokenSets,
+    codes: NDArray[np.integer[Any]],
+    n_classes: int,
+    universe: Universe,
+    *,
+    dim: int,
+    seed: int,
+    device: str,
 ) -> tuple[Network, nn.Linear]:
     """Learn the label of each set, -1 where it has none; give the head too.
 
@@ -122,8 +129,8 @@ def label_taught(
 
     model = nn.ModuleDict({"network": network, "head": head})
     lesson = Lesson(sets, 0.3, seed, _rows(universe), targets, chances / chances.sum())
-    train(model, loss_of, lesson, _run(lesson, epochs=12))
-    return _finished(network, sets), head
+    train(model, loss_of, lesson, _run(lesson, device, epochs=12))
+    return _finished(network, sets), head.cpu()
 
 
 def contrast(vectors: Tensor, codes: Tensor) -> Tensor:
@@ -141,7 +148,7 @@ def contrast(vectors: Tensor, codes: Tensor) -> Tensor:
 
 
 def teacher_taught(
-    sets: TokenSets, vectors: NDArray[np.floating[Any]], universe: Universe, *, seed: int
+    sets: TokenSets, vectors: NDArray[np.floating[Any]], universe: Universe, *, seed: int, device: str
 ) -> Network:  # fmt: skip
     """Learn to make the teacher's unit vectors, as wide as they are."""
     vectors = np.asarray(vectors, np.float32)
@@ -161,7 +168,7 @@ def teacher_taught(
         return (1 - F.cosine_similarity(network(batch.tokens, batch.sizes), batch.targets)).mean()
 
     lesson = Lesson(sets, 0.5, seed, _rows(universe), targets)
-    train(network, loss_of, lesson, _run(lesson, epochs=30))
+    train(network, loss_of, lesson, _run(lesson, device, epochs=30))
     return _finished(network, sets)
 
 
@@ -208,6 +215,7 @@ def _labelled(sets: TokenSets, codes: NDArray[np.integer[Any]], n_classes: int) 
 
 def _finished(network: Network, sets: TokenSets) -> Network:
     """Forget the embeddings of regions that no set had: nothing was learned of them."""
+    network.cpu()
     seen = torch.zeros(len(network.table), dtype=torch.bool)
     seen[torch.from_numpy(sets.tokens).long()] = True
     with torch.no_grad():
@@ -219,7 +227,7 @@ def _rows(universe: Universe) -> int:
     return min(max(len(universe) // REGIONS_PER_ROW, ROWS[0]), ROWS[1])
 
 
-def _run(lesson: Lesson, *, epochs: int) -> Run:
+def _run(lesson: Lesson, device: str, *, epochs: int) -> Run:
     """So many epochs; more where they are short."""
     steps = max(LEAST_STEPS, epochs * len(lesson.plan(0)))
-    return Run(steps=steps, optimiser=Optimiser(lr=2e-3, weight_decay=0.01), seed=lesson.seed)
+    return Run(steps=steps, optimiser=Optimiser(lr=2e-3, weight_decay=0.01), device=device, seed=lesson.seed)

@@ -61,7 +61,8 @@ class Encoder(Protocol):
         """The encoder with its kinds placed by a sample of an atlas; itself where they are placed already."""
 
 
-# name → "module:class"; the class has `fit(...)` and `from_parts(config, arrays, universe)`.
+# name → "module:class"; the class has `fit(cells, beds, universe, *, dim, seed, device)` and
+# `from_parts(config, arrays, universe)`.
 ENCODERS = {
     "lsi": "chromseek.encoder.lsi:LSI",
     "bag": "chromseek.encoder.bag:Bag",

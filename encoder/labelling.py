@@ -24,11 +24,10 @@ from chromseek.encoder.training import Optimiser, Run, train
 from chromseek.encoder.training_batches import Batch
 
 HEADS = 4
-GLANCE = 1.0  # of the published scale of queries and keys
 MEAN = 16.0  # how long the mean of the tokens is made, against a token's own vector
-OPTIMISER = Optimiser(lr=3e-4, tables=2.0, weight_decay=0.01)
+OPTIMISER = Optimiser(lr=3e-4, tables=0.3, weight_decay=0.01)
 BATCH_SETS, BATCH_TOKENS = 128, 32_768  # of a batch, at most
-EPOCHS, LEAST_STEPS = 4, 100
+EPOCHS, LEAST_STEPS = 3, 100
 BALANCE = 0.5  # rows are drawn by how rare their label is, to this power
 CONTRAST, TEMPERATURE, SMOOTHING = 0.3, 0.1, 0.1
 
@@ -41,16 +40,17 @@ def labelled(
     *,
     run: Run | None = None,
     seed: int = 0,
+    device: str = "auto",
 ) -> Atacformer:
     """Learn the label of each set, its place in `classes` or -1 where not known; the head is kept.
 
     Raises BadData where one label is all there is.
     """
-    bag = Bag.fit_labelled(sets, codes, classes, universe, seed=seed)
+    bag = Bag.fit_labelled(sets, codes, classes, universe, seed=seed, device=device)
     assert bag.head is not None
     settings = Settings(len(universe) + N_SPECIALS, bag.dim, 4 * bag.dim, 1, HEADS)
     rows, _ = labelled_rows(sets, codes, seed, held_out=0.0)
-    run = run or _run_for(sets.sizes[rows].clip(max=settings.max_position_embeddings), seed)
+    run = run or _run_for(sets.sizes[rows].clip(max=settings.max_position_embeddings), seed, device)
     network, head = from_bag(bag, settings, seed=run.seed), deepcopy(bag.head)
     with torch.no_grad():
         head.weight.mul_(bag.dim**0.5 / HEAD_SCALE)
@@ -82,7 +82,6 @@ def from_bag(bag: Bag, settings: Settings, *, seed: int) -> Network:
         table.zero_()
         table[: len(own.table)] = own.table
         attention = layer.self_attn
-        attention.in_proj_weight[: 2 * width].mul_(GLANCE)
         attention.in_proj_weight[2 * width :] = torch.eye(width)
         attention.out_proj.weight.copy_(MEAN * torch.eye(width))
         for mine, bags in ((layer.norm1, own.norm), (layer.linear1, own.widen), (layer.linear2, own.narrow)):
@@ -90,9 +89,9 @@ def from_bag(bag: Bag, settings: Settings, *, seed: int) -> Network:
     return network
 
 
-def _run_for(sizes: NDArray[np.int64], seed: int) -> Run:
+def _run_for(sizes: NDArray[np.int64], seed: int, device: str) -> Run:
     """A run as long as so many tokens need."""
     budget = int(min(BATCH_SETS * sizes.mean(), BATCH_TOKENS))
     per_epoch = max(1, int(sizes.sum() / budget))
     epochs = max(EPOCHS, -(-LEAST_STEPS // per_epoch))
-    return Run(epochs=epochs, batch_tokens=budget, optimiser=OPTIMISER, seed=seed)
+    return Run(epochs=epochs, batch_tokens=budget, optimiser=OPTIMISER, device=device, seed=seed)

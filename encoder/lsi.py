@@ -65,8 +65,9 @@ class LSI:
 
     @classmethod
     def fit(
-        cls, cells: TokenSets, beds: TokenSets, universe: Universe, *, dim: int | None = None, seed: int = 0
-    ) -> "LSI":
+        cls, cells: TokenSets, beds: TokenSets, universe: Universe, *, dim: int | None = None, seed: int = 0,
+        device: str = "cpu",  # noqa: ARG003 - the SVD runs on the CPU
+    ) -> "LSI":  # fmt: skip
         """Fit on a sample of cells; without cells, on the BED sets.
 
         Regions that only BED sets have get the mean vector of these sets. Raises BadData when fewer than

@@ -28,8 +28,14 @@ REPLACED = 0.45
 IGNORED = -100.0  # the target of a special token
 HELD_OUT = 0.02  # of the sets
 LR = {"tiny": 2e-3, "small": 1e-3, "base": 3e-4}  # by the name of the size; the published 1.5e-4 is for a million cells
+EPOCHS, STEPS = 5, 1_000  # of a build, at most
 SPECTRAL_SETS, SPECTRAL_TOKENS = 20_000, 20_000_000  # that the first vectors of regions are made of, at most
 SPECTRAL_STD = 0.05
+
+
+def short_run(size: str, seed: int, device: str) -> Run:
+    """The run of a build: longer ones gain little there, and are to be had from `chromseek encoder pretrain`."""
+    return Run(epochs=EPOCHS, steps=STEPS, optimiser=Optimiser(lr=LR[size]), dtype="auto", device=device, seed=seed)
 
 
 def pretrained(

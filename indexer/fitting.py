@@ -66,7 +66,7 @@ class Fitting:
 
         def fit() -> Encoder:
             made: Encoder = encoder_class(LABELLED).fit_labelled(
-                sets, codes[rows], names, self.universe, dim=None, seed=self.seed
+                sets, codes[rows], names, self.universe, dim=None, seed=self.seed, device=self.device
             )
             return made
 
@@ -91,7 +91,9 @@ class Fitting:
         cells, beds = self._sample("cells"), self._sample("beds")
         given = {"size": size} if size else {}
         with progress(f"fitting {name}", None):
-            made: Encoder = encoder_class(kind).fit(cells, beds, self.universe, dim=self.dim, seed=self.seed, **given)
+            made: Encoder = encoder_class(kind).fit(
+                cells, beds, self.universe, dim=self.dim, seed=self.seed, device=self.device, **given
+            )
         return made
 
     def _sample(self, name: str) -> TokenSets:

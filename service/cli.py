@@ -17,7 +17,8 @@ from typer.main import get_command
 
 from chromseek import __version__
 from chromseek.data.errors import BadArgument, ChromseekError, StorageError, printable
-from chromseek.service import commands_atlas, commands_build, commands_encoder, commands_search
+from chromseek.service import commands_atlas, commands_build, commands_evaluate, commands_search  # noqa: F401
+from chromseek.service.commands_encoder import encoder_app
 
 _MANY = ("--cells", "--beds", "--labels")  # options that take all values up to the next option
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -66,7 +67,7 @@ for _command, _examples in (
     (commands_atlas.demo, commands_atlas.DEMO_EXAMPLES),
 ):
     app.command(epilog=_examples)(_command)
-app.add_typer(commands_encoder.encoder_app)
+app.add_typer(encoder_app)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

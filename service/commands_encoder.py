@@ -1,10 +1,10 @@
-"""Commands that train, score and describe encoders: `chromseek encoder …`."""
+"""Commands that train encoders: `chromseek encoder pretrain`, `finetune` and `label`."""
 
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ import typer
 
 from chromseek.data.errors import BadArgument, printable
 from chromseek.service import options as o
-from chromseek.service.output import if_stopped, say, say_json, size_text, tell
+from chromseek.service.output import if_stopped, tell
 
 if TYPE_CHECKING:
     from chromseek.data.sources import ReadOptions
@@ -37,15 +37,10 @@ Examples:
   chromseek encoder finetune batch mine/ blood.atlas --label library --output corrected/
   chromseek encoder finetune bed mine/ peaks/ --output bulk/
 """
-EVALUATE_EXAMPLES = """\b
+LABEL_EXAMPLES = """\b
 Examples:
-  chromseek encoder evaluate mine/ cells.h5ad --label cell_type --groups donor
-  chromseek encoder evaluate mine/ peaks/ --label assay --json
-"""
-INFO_EXAMPLES = """\b
-Examples:
-  chromseek encoder info mine/
-  chromseek encoder info org/name --json
+  chromseek encoder label cells.h5ad --label cell_type --output typed/
+  chromseek encoder label blood.atlas --label cell_type --kind bag --output typed/
 """
 TRAINING = "training"  # the folder of the log and the checkpoint, in that of the encoder
 
@@ -127,7 +122,7 @@ def pretrain(
     from chromseek.encoder.pretrain import LR, pretrained
     from chromseek.service.training_inputs import read_inputs, universe_file
 
-    read = _read(rename_chroms, layer, min_fragments)
+    read = read_options(rename_chroms, layer, min_fragments)
     run = _run(
         output, epochs, steps, batch_tokens, accumulate, lr or LR[size], schedule, checkpoint_every, check_every,
         seed, device, dtype,
@@ -198,7 +193,7 @@ def finetune(
 
     if label is None and kind != "bed":
         raise BadArgument(f"{kind} needs labels", code="LABEL-COLUMN", fix="name their column: --label cell_type")
-    read = _read(rename_chroms, layer, min_fragments)
+    read = read_options(rename_chroms, layer, min_fragments)
     run = _run(
         output, epochs, steps, batch_tokens, accumulate, lr or 3e-4, schedule, checkpoint_every, check_every,
         seed, device, dtype,
@@ -221,77 +216,48 @@ def finetune(
             finish(contrastive(start, sets, codes, run=run, draw=draw, aim=aim, resume=resume))
 
 
-def evaluate(
-    encoder: EncoderName,
+def label(
     inputs: Inputs,
     *,
-    label: Annotated[str, typer.Option("--label", metavar="COLUMN", help="What is to be told from the vectors.")],
-    groups: Annotated[
-        str | None, typer.Option("--groups", metavar="COLUMN", help="Donor or library: left out whole.")
+    output: Output,
+    label: Annotated[str, typer.Option("--label", metavar="COLUMN", help="What is learnt.")],
+    kind: Annotated[
+        Literal["atacformer", "bag"],
+        typer.Option("--kind", metavar="atacformer|bag", help="A transformer that starts as a bag, or the bag."),
+    ] = "atacformer",
+    universe: Annotated[
+        Path | None, typer.Option("--universe", metavar="BED", help="The regions, in token order; else the input's.")
     ] = None,
-    folds: Annotated[
-        int, typer.Option("--folds", metavar="N", callback=o.within(2, 100), help="Parts left out in turn.")
-    ] = 5,
     seed: o.Seed = 0,
     device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
     rename_chroms: o.RenameChroms = None,
     layer: o.Layer = None,
     min_fragments: o.MinFragments = 0,
-    json: o.Json = False,
 ) -> None:
-    """Score how well labels are told from the vectors of an encoder.
+    """Teach a new encoder a metadata column, without any pretraining.
 
-    By nearest neighbours, by a linear head, and by clusters.
+    Sets that have the same label come to lie together, and a head that names labels is kept.
     """
-    from chromseek.encoder.base import load
-    from chromseek.encoder.evaluate import evaluate as scored
-    from chromseek.encoder.evaluate import vectors_of
-    from chromseek.service.training_inputs import kind_of, read_inputs
+    from chromseek.encoder.bag import Bag
+    from chromseek.encoder.base import save
+    from chromseek.encoder.corpus import check_new
+    from chromseek.encoder.devices import device_named
+    from chromseek.encoder.labelling import labelled
+    from chromseek.service.training_inputs import read_inputs, universe_file
 
-    loaded = load(encoder, device=device, dtype=dtype)
+    device_named(device)
+    check_new(output)
+    read = read_options(rename_chroms, layer, min_fragments)
     with tempfile.TemporaryDirectory(prefix="chromseek-") as work:
-        corpus = read_inputs(inputs, loaded.universe, Path(work), _read(rename_chroms, layer, min_fragments))
-        codes = corpus.labels(label)[0]
-        together = None if groups is None else corpus.labels(groups)[0]
-        vectors = vectors_of(loaded, corpus.all, kind_of(inputs), seed=seed)
-        scores = asdict(scored(vectors, codes, groups=together, folds=folds, seed=seed))
-    if json:
-        say_json(scores)
-        return
-    for name, value in scores.items():
-        say(f"{name.replace('_', ' '):16}  {f'{value:.4f}' if isinstance(value, float) else f'{value:,}'}")
+        given = None if universe is None else universe_file(universe, read)
+        corpus = read_inputs(inputs, given, Path(work), read)
+        codes, names = corpus.labels(label)
+        learn = Bag.fit_labelled if kind == "bag" else labelled
+        save(learn(corpus.all, codes, names, corpus.universe, seed=seed, device=device), output)
+    tell(f"the encoder is in {printable(output, 200)}")
 
 
-def info(encoder: EncoderName, *, json: o.Json = False) -> None:
-    """Say what an encoder is."""
-    from chromseek.encoder.base import fingerprint, load
-
-    loaded = load(encoder, device="cpu", dtype="float32")
-    arrays = loaded.arrays()
-    told: dict[str, Any] = {
-        "name": loaded.name,
-        "assembly": loaded.universe.assembly.name,
-        "regions": len(loaded.universe),
-        "dim": loaded.dim,
-        "context": loaded.context,
-        "parameters": sum(array.size for array in arrays.values()),
-        "bytes": sum(array.nbytes for array in arrays.values()),
-        "fingerprint": fingerprint(loaded),
-        "settings": loaded.config(),
-    }
-    if json:
-        say_json(told)
-        return
-    for name, value in told.items():
-        shown = size_text(value) if name == "bytes" else f"{value:,}" if isinstance(value, int) else value
-        if name != "settings":
-            say(f"{name:12}  {'any' if shown is None else shown}")
-    for name, value in told["settings"].items():
-        say(f"  {name}: {printable(value)}")
-
-
-def _read(rename_chroms: str | None, layer: str | None, min_fragments: int) -> "ReadOptions":
+def read_options(rename_chroms: str | None, layer: str | None, min_fragments: int) -> "ReadOptions":
     from chromseek.data.sources import ReadOptions
 
     return ReadOptions(rename_chroms=rename_chroms, layer=layer, min_fragments=min_fragments)
@@ -370,5 +336,4 @@ def _place(encoder: "Atacformer", output: Path) -> None:
 
 encoder_app.command(epilog=PRETRAIN_EXAMPLES)(pretrain)
 encoder_app.command(epilog=FINETUNE_EXAMPLES)(finetune)
-encoder_app.command(epilog=EVALUATE_EXAMPLES)(evaluate)
-encoder_app.command(epilog=INFO_EXAMPLES)(info)
+encoder_app.command(epilog=LABEL_EXAMPLES)(label)

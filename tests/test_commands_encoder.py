@@ -46,7 +46,7 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_every_command_helps_with_examples(terminal: Terminal) -> None:
     commands = get_command(app).commands["encoder"].commands  # type: ignore[attr-defined]
-    assert list(commands) == ["pretrain", "finetune", "evaluate", "info"]
+    assert list(commands) == ["pretrain", "finetune", "label", "evaluate", "info"]
     for name in commands:
         assert terminal.run("encoder", name, "--help") == 0
         assert f"Usage: chromseek encoder {name}" in terminal.out
@@ -217,3 +217,20 @@ def test_a_full_folder_is_refused(terminal: Terminal, toy_files: dict[str, Path]
     (tmp_path / "mine.txt").write_text("mine")
     assert terminal.run("encoder", "pretrain", toy_files["cells"], "-o", tmp_path, *SHORT) == 73
     assert os.listdir(tmp_path) == ["mine.txt"]
+
+
+@pytest.mark.parametrize("kind", ["atacformer", "bag"])
+def test_label(terminal: Terminal, toy_files: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    taught = tmp_path / "taught"
+    given = ("encoder", "label", toy_files["cells"], "--label", "cell_type", "--kind", kind, "-o", taught)
+    assert terminal.run(*given) == 0, terminal.err
+    assert load(taught).name == kind
+    assert len(load(taught).classes) > 1  # type: ignore[attr-defined]
+    assert terminal.run(*given) == 73  # the folder is taken
+
+
+def test_label_that_is_not_there(terminal: Terminal, toy_files: dict[str, Path], tmp_path: Path) -> None:
+    taught = tmp_path / "taught"
+    assert terminal.run("encoder", "label", toy_files["cells"], "--label", "nonsense", "-o", taught) in (64, 65)
+    assert "nonsense" in terminal.err
+    assert not taught.exists()

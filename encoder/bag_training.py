@@ -21,6 +21,7 @@ from chromseek.data.errors import BadArgument, BadData
 from chromseek.data.tokens import TokenSets, offsets_of
 from chromseek.data.universe import Universe
 from chromseek.encoder.bag import NO_SETS, Network
+from chromseek.encoder.contrast import supervised_contrast
 from chromseek.encoder.lsi import LSI
 from chromseek.encoder.training import Optimiser, Run, train
 from chromseek.encoder.training_batches import Batch
@@ -30,7 +31,7 @@ REGIONS_PER_ROW = 500
 LEAST_STEPS = 100
 SPREAD = 0.15  # standard deviation of the table at the start
 SMOOTHING = 0.1
-TOGETHER, TEMPERATURE = 0.3, 0.1  # weight and temperature of the supervised contrast beside the cross-entropy
+TOGETHER = 0.3  # weight of the supervised contrast beside the cross-entropy
 LEFT_OUT = 8  # tokens of a set that are to be told from those of the other sets
 SHARPNESS = 10.0  # of the cosines between sets and left-out tokens, at the start
 
@@ -125,26 +126,12 @@ def label_taught(
         vectors = network(batch.tokens, batch.sizes)
         guesses = head(vectors) + prior.to(vectors.device)
         named = F.cross_entropy(guesses, batch.targets, label_smoothing=SMOOTHING)
-        return named + TOGETHER * contrast(F.normalize(vectors), batch.targets)
+        return named + TOGETHER * supervised_contrast(F.normalize(vectors), batch.targets)
 
     model = nn.ModuleDict({"network": network, "head": head})
     lesson = Lesson(sets, 0.3, seed, _rows(universe), targets, chances / chances.sum())
     train(model, loss_of, lesson, _run(lesson, device, epochs=12))
     return _finished(network, sets), head.cpu()
-
-
-def contrast(vectors: Tensor, codes: Tensor) -> Tensor:
-    """Supervised contrast of unit vectors (n, dim): sets of a label should be the nearest of each other.
-
-    Khosla et al. 2020. Sets that are alone with their label count only as others.
-    """
-    alone = torch.eye(len(codes), dtype=torch.bool, device=codes.device)
-    scores = (vectors @ vectors.T / TEMPERATURE).masked_fill(alone, -1e9)
-    alike = (codes[:, None] == codes) & ~alone
-    shares = scores - scores.logsumexp(dim=1, keepdim=True)
-    n_alike = alike.sum(dim=1)
-    means = torch.where(alike, shares, 0).sum(dim=1) / n_alike.clamp(min=1)
-    return -means[n_alike > 0].sum() / max(1, int((n_alike > 0).sum()))
 
 
 def teacher_taught(

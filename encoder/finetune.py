@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from chromseek.data.errors import BadArgument, BadData
 from chromseek.data.tokens import TokenSets
 from chromseek.encoder.atacformer import Atacformer, Discriminator, Network, pool
+from chromseek.encoder.contrast import TEMPERATURE, seen_from_mean, supervised_contrast
 from chromseek.encoder.evaluate import VectorCheck
 from chromseek.encoder.pretrain import Detection, detection_loss, split
 from chromseek.encoder.training import Run, train
@@ -40,7 +41,7 @@ class Aim:
     """What a contrastive fine-tune learns: both terms are taken by their weights."""
 
     contrast: float = 1.0  # supervised contrast
-    temperature: float = 0.1
+    temperature: float = TEMPERATURE
     head: float = 1.0  # cross-entropy of a linear head, which is not kept
     smoothing: float = 0.1  # of the head's labels
 
@@ -93,7 +94,7 @@ def contrastive(
     def loss_of(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.targets is not None
         pooled = pool(network(batch.tokens, batch.sizes), batch.sizes)
-        contrast = supervised_contrast(pooled, batch.targets, aim.temperature)
+        contrast = supervised_contrast(seen_from_mean(pooled), batch.targets, aim.temperature)
         logits = head(pooled).float() + prior.to(pooled.device)
         named = F.cross_entropy(logits, batch.targets, label_smoothing=aim.smoothing)
         return aim.contrast * contrast + aim.head * named, {"contrast": contrast, "head": named}
@@ -145,20 +146,6 @@ def batch_corrected(
     network.requires_grad_(True)
     head.cpu()
     return tuned.on("cpu", "float32")
-
-
-def supervised_contrast(vectors: Tensor, codes: Tensor, temperature: float) -> Tensor:
-    """The supervised contrastive loss of vectors (n, d) with labels (n): the mean over rows that have a like one."""
-    units = F.normalize(vectors.float(), dim=1)
-    units = F.normalize(units - units.mean(dim=0), dim=1)
-    n = len(units)
-    scores = units @ units.T / temperature
-    itself = torch.eye(n, dtype=torch.bool, device=units.device)
-    log_shares = scores - torch.logsumexp(scores.masked_fill(itself, -torch.inf), dim=1, keepdim=True)
-    alike = (codes[:, None] == codes[None, :]) & ~itself
-    counts = alike.sum(dim=1)
-    means = -log_shares.masked_fill(~alike, 0).sum(dim=1) / counts.clamp(min=1)
-    return means.sum() / (counts > 0).sum().clamp(min=1)
 
 
 class _Reversed(torch.autograd.Function):

@@ -19,7 +19,8 @@ from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
 from chromseek.encoder.atacformer import HEAD_SCALE, N_SPECIALS, Atacformer, Network, Settings, pool
 from chromseek.encoder.bag import Bag
-from chromseek.encoder.finetune import Codes, Draw, Views, labelled_rows, supervised_contrast
+from chromseek.encoder.contrast import seen_from_mean, supervised_contrast
+from chromseek.encoder.finetune import Codes, Draw, Views, labelled_rows
 from chromseek.encoder.training import Optimiser, Run, train
 from chromseek.encoder.training_batches import Batch
 
@@ -29,7 +30,7 @@ OPTIMISER = Optimiser(lr=3e-4, tables=0.3, weight_decay=0.01)
 BATCH_SETS, BATCH_TOKENS = 128, 32_768  # of a batch, at most
 EPOCHS, LEAST_STEPS = 3, 100
 BALANCE = 0.5  # rows are drawn by how rare their label is, to this power
-CONTRAST, TEMPERATURE, SMOOTHING = 0.3, 0.1, 0.1
+CONTRAST, SMOOTHING = 0.3, 0.1
 
 
 def labelled(
@@ -62,7 +63,7 @@ def labelled(
         pooled = pool(network(batch.tokens, batch.sizes), batch.sizes)
         logits = head(HEAD_SCALE * F.normalize(pooled, dim=1)).float() + prior.to(pooled.device)
         named = F.cross_entropy(logits, batch.targets, label_smoothing=SMOOTHING)
-        contrast = supervised_contrast(pooled, batch.targets, TEMPERATURE)
+        contrast = supervised_contrast(seen_from_mean(pooled), batch.targets)
         return named + CONTRAST * contrast, {"head": named, "contrast": contrast}
 
     network.set_dropout(0.0)  # leaving tokens out is enough

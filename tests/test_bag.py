@@ -11,7 +11,8 @@ from chromseek.data.simulate import Simulation
 from chromseek.data.tokens import SetBlock, TokenSets
 from chromseek.encoder import bag, base
 from chromseek.encoder.bag import NO_SETS, Bag, Network
-from chromseek.encoder.bag_training import Lesson, contrast
+from chromseek.encoder.bag_training import Lesson
+from chromseek.encoder.contrast import supervised_contrast
 from chromseek.encoder.lsi import LSI
 
 HARD = Simulation(n_cells=1500, n_regions=4000, n_beds=30, n_types=8, n_donors=3, n_genes=200, tokens_per_cell=150)
@@ -216,8 +217,8 @@ def test_the_contrast_is_least_where_labels_lie_together() -> None:
     codes = torch.tensor([0, 0, 1, 1, 2])
     together = torch.eye(3)[codes]
     apart = torch.eye(3)[torch.tensor([0, 1, 0, 1, 2])]
-    assert contrast(together, codes) < contrast(apart, codes)
-    assert contrast(together[[0, 2, 4]], torch.tensor([0, 1, 2])) == 0
+    assert supervised_contrast(together, codes) < supervised_contrast(apart, codes)
+    assert supervised_contrast(together[[0, 2, 4]], torch.tensor([0, 1, 2])) == 0
 
 
 def test_bad_input_is_refused(cells: SetBlock, codes: np.ndarray, classes: list[str]) -> None:

@@ -11,6 +11,7 @@ from test_pretrain import CELLS, SIMULATION, TINY, TYPES, run_of
 from chromseek.data.errors import BadArgument, BadData
 from chromseek.data.tokens import TokenSets
 from chromseek.encoder.atacformer import Atacformer, Network, Settings
+from chromseek.encoder.contrast import seen_from_mean, supervised_contrast
 from chromseek.encoder.evaluate import evaluate, linear_head, neighbours_labels
 from chromseek.encoder.finetune import (
     Aim,
@@ -21,7 +22,6 @@ from chromseek.encoder.finetune import (
     contrastive,
     freeze,
     reversed_gradient,
-    supervised_contrast,
     triplet,
 )
 from chromseek.encoder.pretrain import pretrained
@@ -102,12 +102,14 @@ def test_contrast_is_the_published_sum() -> None:
             continue  # the only one of its label
         total = sum(math.exp(float(units[i] @ units[a]) / 0.1) for a in range(7) if a != i)
         losses.append(-sum(math.log(math.exp(float(units[i] @ units[p]) / 0.1) / total) for p in like) / len(like))
-    assert float(supervised_contrast(vectors, codes, 0.1)) == pytest.approx(float(np.mean(losses)), abs=1e-5)
+    assert float(supervised_contrast(seen_from_mean(vectors), codes, 0.1)) == pytest.approx(
+        float(np.mean(losses)), abs=1e-5
+    )
 
 
 def test_a_contrast_without_likes_is_nothing() -> None:
     vectors = torch.randn(3, 4, requires_grad=True)
-    loss = supervised_contrast(vectors, torch.arange(3), 0.1)
+    loss = supervised_contrast(seen_from_mean(vectors), torch.arange(3), 0.1)
     loss.backward()
     assert loss.item() == 0
     assert vectors.grad is not None

@@ -242,7 +242,7 @@ class Atacformer:
         if dim is not None:
             settings = replace(settings, hidden_size=dim, intermediate_size=4 * dim)
         sample = cells if len(cells) else beds
-        encoder: Atacformer = pretrained(sample, universe, settings, run=short_run(size, seed, device))
+        encoder: Atacformer = pretrained(sample, universe, settings, run=short_run(sample, size, seed, device))
         return encoder.placed(cells, beds, seed=seed)
 
     @classmethod

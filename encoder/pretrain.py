@@ -6,7 +6,7 @@ network says of each token whether it is one of the set. A set longer than the c
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
 from chromseek.encoder.atacformer import N_SPECIALS, Atacformer, Discriminator, Network, Settings
+from chromseek.encoder.devices import device_named
 from chromseek.encoder.evaluate import CHECKED, VectorCheck
 from chromseek.encoder.training import Optimiser, Run, train
 from chromseek.encoder.training_batches import Batch, sampled, shuffled
@@ -28,14 +29,16 @@ REPLACED = 0.45
 IGNORED = -100.0  # the target of a special token
 HELD_OUT = 0.02  # of the sets
 LR = {"tiny": 2e-3, "small": 1e-3, "base": 3e-4}  # by the name of the size; the published 1.5e-4 is for a million cells
-EPOCHS, STEPS = 5, 1_000  # of a build, at most
+EPOCHS, STEPS = 5, {"cpu": 100, "cuda": 2_000}  # of a build, at most
 SPECTRAL_SETS, SPECTRAL_TOKENS = 20_000, 20_000_000  # that the first vectors of regions are made of, at most
 SPECTRAL_STD = 0.05
 
 
-def short_run(size: str, seed: int, device: str) -> Run:
-    """The run of a build: longer ones gain little there, and are to be had from `chromseek encoder pretrain`."""
-    return Run(epochs=EPOCHS, steps=STEPS, optimiser=Optimiser(lr=LR[size]), dtype="auto", device=device, seed=seed)
+def short_run(sets: TokenSets, size: str, seed: int, device: str) -> Run:
+    """The run of a build, some minutes long; longer ones are to be had from `chromseek encoder pretrain`."""
+    run = Run(optimiser=Optimiser(lr=LR[size]), dtype="auto", device=str(device_named(device)), seed=seed)
+    steps = -(-EPOCHS * len(sets.tokens) // run.batch_tokens)
+    return replace(run, steps=min(max(steps, 1), STEPS[run.device.partition(":")[0]]))
 
 
 def pretrained(

@@ -28,7 +28,8 @@ ENCODED_TOKENS = 23e6  # per second, once for every set
 FITTED_TOKENS, FITTED_REGIONS = 0.95e6, 45e3  # per second, of the sample and of the universe, for 64 dimensions
 BAG_TOKENS = 0.5e6  # per second of the sample that a bag is trained on, all its epochs
 NETWORK_TOKENS = 7e3  # per second through the layers of atacformer:base; the time falls with the cube of the width
-NETWORK_TRAINING = 75  # passes over the sample that training takes as long as
+NETWORK_TRAINING = 3  # times the work of encoding a token, and
+NETWORK_TRAINED = 3.3e6  # tokens that a build trains on, at most: five times through the sample, or 100 steps
 INDEXED_ROWS = 25e3  # per second, where a view has lists
 
 
@@ -124,7 +125,8 @@ def _seconds(plan: Plan, sources: tuple[SourceEstimate, ...]) -> float:
     kind, dim = _encoder(plan)
     fitted = min(n_tokens, FIT_TOKENS) if isinstance(plan.encoder, str) else 0
     if kind.startswith("atacformer"):
-        seconds += (n_tokens + NETWORK_TRAINING * fitted) / NETWORK_TOKENS * (dim / WIDTHS["atacformer:base"]) ** 3
+        trained = min(5 * fitted, NETWORK_TRAINED)
+        seconds += (n_tokens + NETWORK_TRAINING * trained) / NETWORK_TOKENS * (dim / WIDTHS["atacformer:base"]) ** 3
     else:
         seconds += (n_tokens + len(plan.universe)) / ENCODED_TOKENS
     if fitted and kind == "lsi":

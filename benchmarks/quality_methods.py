@@ -208,7 +208,7 @@ def _labelled(split: Split) -> Encoder:
 
 
 def atacformer_head(split: Split) -> Answer:
-    """The head of a transformer that started as LSI and learnt the labels."""
+    """The head of a transformer that started as a bag and learnt the labels."""
     learnt = from_labels(split)
     assert isinstance(learnt.encoder, Atacformer)
     return Answer(learnt.encoder.logits(split.test).argmax(axis=1), learnt.cpu)

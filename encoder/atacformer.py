@@ -9,8 +9,8 @@ that no work is done on padding.
 import logging
 from collections.abc import Sequence
 from copy import copy, deepcopy
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from chromseek.data.errors import BadArgument, printable
 from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
 from chromseek.encoder.attention import attend
@@ -26,6 +27,7 @@ from chromseek.encoder.devices import device_named, dtype_named
 from chromseek.encoder.packing import batches, chunked, shortened
 from chromseek.encoder.placing import kind_means
 from chromseek.encoder.reference_tokens import SPECIALS
+from chromseek.encoder.weights import AGAIN, fill
 
 _log = logging.getLogger(__name__)
 
@@ -213,7 +215,7 @@ class Atacformer:
         context: int | None = None,  # tokens read together; the network's own is the default and the most
         long_sets: LongSets = "sample",
     ) -> None:
-        settings, fix = network.settings, "copy the encoder folder again, whole"
+        settings, fix = network.settings, AGAIN
         n_known = settings.vocab_size - N_SPECIALS
         require(len(universe) == n_known, f"the universe has {len(universe)} regions, the weights {n_known}", fix)
         for name, array, rows in (("means", means, len(KINDS)), ("regions", regions, n_known)):
@@ -223,6 +225,9 @@ class Atacformer:
         require(n_classes == len(classes), f"{len(classes)} classes do not fit the head", fix, n_classes)
         self.universe, self.network, self.discriminator = universe, network.eval(), discriminator
         self.head, self.classes = head, tuple(classes)
+        if (context is not None and context < 1) or long_sets not in get_args(LongSets):
+            message, fix = f"context {context}, long sets {printable(long_sets)}", "a token or more; sample or chunk"
+            raise BadArgument(message, code="ENCODER-CONTEXT", got=context, fix=fix)
         self.dim = settings.hidden_size
         self.context = min(context or settings.max_position_embeddings, settings.max_position_embeddings)
         self.long_sets: LongSets = long_sets
@@ -238,11 +243,10 @@ class Atacformer:
         """Train a network of one of the SIZES on these sets by replaced-token detection, and place the kinds."""
         from chromseek.encoder.pretrain import pretrained, short_run
 
-        settings = Settings(len(universe) + N_SPECIALS, **SIZES[size])
-        if dim is not None:
-            settings = replace(settings, hidden_size=dim, intermediate_size=4 * dim)
+        width = {} if dim is None else {"hidden_size": dim, "intermediate_size": 4 * dim}
+        settings = Settings(len(universe) + N_SPECIALS, **SIZES[size] | width)
         sample = cells if len(cells) else beds
-        encoder: Atacformer = pretrained(sample, universe, settings, run=short_run(sample, size, seed, device))
+        encoder = pretrained(sample, universe, settings, run=short_run(sample, size, seed, device))
         return encoder.placed(cells, beds, seed=seed)
 
     @classmethod
@@ -257,14 +261,14 @@ class Atacformer:
                 parts[part][rest] = torch.from_numpy(np.ascontiguousarray(array, np.float32))
         with torch.device("meta"):
             network, head = Network(settings), Discriminator(settings)
-        _fill(network, parts["atacformer"])
+        fill(network, parts["atacformer"])
         if parts["discriminator"]:
-            _fill(head, parts["discriminator"])
+            fill(head, parts["discriminator"])
         classes = config.get("classes", [])
         namer = nn.Linear(settings.hidden_size, len(classes)) if classes else None
         if namer is not None:
             named = {key: arrays.get(f"chromseek.head.{key}", np.empty(0)) for key in ("weight", "bias")}
-            _fill(namer, {key: torch.from_numpy(array) for key, array in named.items()})
+            fill(namer, {key: torch.from_numpy(array) for key, array in named.items()})
         return cls(
             universe,
             network,
@@ -296,6 +300,13 @@ class Atacformer:
         }
         own = {"chromseek.means": self._means, "chromseek.regions": self._regions}
         return arrays | {key: array for key, array in own.items() if array is not None}
+
+    def reading(self, *, context: int | None = None, long_sets: LongSets = "sample") -> "Atacformer":
+        """The encoder with another context, at most the network's own, and way with longer sets; not placed yet."""
+        return Atacformer(
+            self.universe, self.network, discriminator=self.discriminator, head=self.head, classes=self.classes,
+            context=context, long_sets=long_sets,
+        )  # fmt: skip
 
     def on(self, device: str, dtype: str) -> "Atacformer":
         """Itself, to encode on this device, the layers in this precision; embeddings stay as they are."""
@@ -387,13 +398,3 @@ class Atacformer:
         self._budget //= 2
         half = len(rows) // 2
         return [rows[half:], rows[:half]]
-
-
-def _fill(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give a module that has no memory yet its weights."""
-    expected = module.state_dict()
-    fix = "copy the encoder folder again, whole"
-    require(set(expected) == set(weights), "weights lack or add keys", fix, sorted(set(expected) ^ set(weights))[:5])
-    for key, tensor in weights.items():
-        require(tensor.shape == expected[key].shape, f"{key} has another shape", fix, tuple(tensor.shape))
-    module.load_state_dict(weights, assign=True)

@@ -78,6 +78,19 @@ def test_chunks_read_every_token(universe: Universe) -> None:
     assert encoder.context == 64
 
 
+def test_another_way_of_reading(universe: Universe) -> None:
+    encoder, sets = made(universe), sets_of(300)
+    shorter = encoder.reading(context=64, long_sets="chunk")
+    assert (shorter.context, shorter.long_sets, encoder.context) == (64, "chunk", 256)
+    assert np.array_equal(
+        shorter.encode(sets, "cell"), made(universe, context=64, long_sets="chunk").encode(sets, "cell")
+    )
+    assert encoder.reading(context=10_000).context == 256
+    for context in (0, -1):
+        with pytest.raises(BadArgument):
+            encoder.reading(context=context)
+
+
 def test_bfloat16_is_near_float32(universe: Universe) -> None:
     sets = sets_of(30, 7, 100)
     full, half = (made(universe).on("cpu", dtype).encode(sets, "cell") for dtype in ("float32", "bfloat16"))

@@ -15,8 +15,9 @@ compare ways of reading them, they do not say how good a large one can be. Encod
 
 import argparse
 import json
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +25,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from quality import accuracy, chosen, confused, macro_f1
-from quality_data import GRANJA, SCHEP, SNARE, Codes, Split, cells, dnase, manifest, snare
+from quality_data import GRANJA, SCHEP, Codes, Split, cells, dnase, manifest, snare
 from quality_directions import blood, scored
 from quality_methods import LEARNERS, SEED, Learnt, nearest, timed
-from report import SHARED, RESULTS
+from report import RESULTS, SHARED
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
@@ -38,7 +39,7 @@ from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
 from chromseek.encoder.atacformer import N_SPECIALS, SIZES, Atacformer, LongSets, Network, Settings
 from chromseek.encoder.bag import NO_SETS, Bag
-from chromseek.encoder.base import Encoder, load, save
+from chromseek.encoder.base import Encoder, load, save, unit
 from chromseek.encoder.contextual import region_vectors
 from chromseek.encoder.evaluate import clustered, evaluate, linear_head
 from chromseek.encoder.labelling import labelled
@@ -47,14 +48,12 @@ from chromseek.encoder.placing import singles
 from chromseek.encoder.pretrain import pretrained
 from chromseek.encoder.training import Optimiser, Run
 
-CONTEXTS = (8192, 4096, 2048, 1024, 512, 256)
+CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)
 CHUNKED = (1024, 256)
 BED_CONTEXT = 2048  # where BED sets are read beside cells, none of which is longer
 NEIGHBOURS = 15
 PROMOTER = 1000  # base pairs from a start of transcription, at most
-SECTIONS: dict[str, Callable[["Ablation"], None]] = {}
 Vectors = NDArray[np.float32]
-Section = Callable[["Ablation"], None]
 
 
 class Ablation:
@@ -75,7 +74,8 @@ class Ablation:
 
     def row(self, section: str, name: str, **figures: float) -> None:
         """Print a row of a table, and add it to the results."""
-        print(f"| {section} | {name} | {' | '.join(f'{key} {value:.3f}' for key, value in figures.items())} |", flush=True)
+        shown = " | ".join(f"{key} {value:.3f}" for key, value in figures.items())
+        print(f"| {section} | {name} | {shown} |", flush=True)
         self.results.parent.mkdir(parents=True, exist_ok=True)
         with self.results.open("a") as file:
             file.write(json.dumps({"section": section, "name": name, **figures}) + "\n")
@@ -85,16 +85,10 @@ class Ablation:
         read = cells(self.data / GRANJA)
         return self.kept("granja", partial(detecting, read.sets, read.universe, epochs=1))
 
-    def lsi_and_bulk(self) -> tuple[Split, Atacformer]:
+    def bulk(self) -> tuple[Split, Atacformer]:
         """The DNase sets of one laboratory, and a tiny encoder that learnt from them."""
         split = dnase(self.data)[0]
-        return split, self.kept("dnase-uw", partial(detecting, split.train, split.universe, epochs=40, context=1024))
-
-
-def section(run: Section) -> Section:
-    """Make it one of the SECTIONS."""
-    SECTIONS[run.__name__] = run
-    return run
+        return split, self.kept("dnase-duke", partial(detecting, split.train, split.universe, epochs=30, context=1024))
 
 
 def detecting(sets: TokenSets, universe: Universe, *, epochs: int, context: int = 8192) -> Atacformer:
@@ -113,7 +107,6 @@ def read_at(encoder: Atacformer, context: int, long_sets: LongSets = "sample") -
     return Atacformer(encoder.universe, encoder.network, context=context, long_sets=long_sets)
 
 
-@section
 def regions(ablation: Ablation) -> None:
     """Cells and BED sets lie the same whatever the regions: the directions from regions differ."""
     asked, encoder = blood(ablation.data), read_at(ablation.blood(), BED_CONTEXT)
@@ -127,42 +120,72 @@ def regions(ablation: Ablation) -> None:
         )  # fmt: skip
 
 
-@section
 def distil(ablation: Ablation) -> None:
     """Teachers and the bags that learnt their vectors, on libraries that neither saw."""
     split = snare(ablation.data)[0]
     train, universe = split.train, split.universe
     teachers = {
         "labels": lambda: labelled(train, split.train_codes, split.labels, universe, seed=SEED, device="cpu"),
-        "detection": lambda: detecting(train, universe, epochs=3),
+        "detection": lambda: detecting(train, universe, epochs=2),
     }
     for name, learn in teachers.items():
         teacher = ablation.kept(f"snare-{name}", learn)
-        raw = teacher.encode(train, "cell")
-        student = timed(lambda raw=raw: Bag.distil(train, raw, universe, seed=SEED, device="cpu"))
-        cosines = (teacher.encode(split.test, "cell") * student.encoder.encode(split.test, "cell")).sum(axis=1)
-        compared(ablation, split, name, teacher, student, float(cosines.mean()))
+        for how, taught in (("raw", teacher), ("placed", teacher.placed(train, NO_SETS, seed=SEED))):
+            vectors = taught.encode(train, "cell")
+            student = timed(lambda vectors=vectors: Bag.distil(train, vectors, universe, seed=SEED, device="cpu"))
+            compared(ablation, split, f"{name} {how}", teacher, student)
 
 
-def compared(ablation: Ablation, split: Split, name: str, teacher: Encoder, student: Learnt, cosine: float) -> None:
-    """The labels that neighbours give and the neighbours shared, teacher, student and, for scale, LSI."""
+def compared(ablation: Ablation, split: Split, name: str, teacher: Encoder, student: Learnt) -> None:
+    """The labels that neighbours give and the neighbours shared with the teacher.
+
+    For scale: LSI, and the teacher itself where a tenth of the tokens of the asked cells is missing.
+    """
     lsi = LSI.fit(*split.as_kinds(), split.universe, dim=64, seed=SEED)
-    placed = [one.placed(*split.as_kinds(), seed=SEED) for one in (teacher, student.encoder, lsi)]
-    shares, rows = [], []
-    for encoder in placed:
-        known, asked = (encoder.encode(sets, split.kind) for sets in (split.train, split.test))
-        said = nearest(known, split.train_codes, asked, NEIGHBOURS, len(split.labels))
-        confusion = confused(split.test_codes, said, len(split.labels))
-        shares.append((accuracy(confusion), macro_f1(confusion)))
-        rows.append(np.argpartition(-(asked @ known.T), NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS])
-    for place, who in enumerate(("teacher", "student", "lsi")):
-        right, f1 = shares[place]
-        same = np.mean([len(np.intersect1d(a, b)) for a, b in zip(rows[0], rows[place], strict=True)]) / NEIGHBOURS
+    first = asking(teacher, split, split.test)
+    fewer = asking(teacher, split, thinned(split.test))
+    answers = {"teacher": first, "student": asking(student.encoder, split, split.test),
+               "lsi": asking(lsi, split, split.test), "teacher, fewer tokens": fewer}  # fmt: skip
+    for who, answer in answers.items():
+        same = [len(np.intersect1d(a, b)) for a, b in zip(first.rows, answer.rows, strict=True)]
         ablation.row(
-            "distil", f"{name} {who}", accuracy=right, macro_f1=f1, accuracy_kept=right / shares[0][0],
-            macro_f1_kept=f1 / shares[0][1], neighbours_kept=float(same),
+            "distil", f"{name}: {who}", accuracy=answer.accuracy, macro_f1=answer.macro_f1,
+            accuracy_kept=answer.accuracy / first.accuracy, macro_f1_kept=answer.macro_f1 / first.macro_f1,
+            neighbours_kept=float(np.mean(same)) / NEIGHBOURS,
         )  # fmt: skip
-    ablation.row("distil", f"{name} student", cosine=cosine, cpu=student.cpu)
+    cosine = float((first.vectors * answers["student"].vectors).sum(axis=1).mean())
+    ablation.row("distil", f"{name}: student beside teacher", cosine=cosine, cpu=student.cpu)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the train cells nearest to the asked say of them."""
+
+    vectors: Vectors  # (asked, dim)
+    rows: Codes  # (asked, NEIGHBOURS) train cells
+    accuracy: float
+    macro_f1: float
+
+
+def asking(encoder: Encoder, split: Split, asked: TokenSets) -> Asked:
+    """Place the encoder by the train cells, and ask them for the labels of others."""
+    placed = encoder.placed(*split.as_kinds(), seed=SEED)
+    known, vectors = placed.encode(split.train, split.kind), placed.encode(asked, split.kind)
+    rows = np.argpartition(-(vectors @ known.T), NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
+    said = nearest(known, split.train_codes, vectors, NEIGHBOURS, len(split.labels))
+    confusion = confused(split.test_codes, said, len(split.labels))
+    return Asked(vectors, rows, accuracy(confusion), macro_f1(confusion))
+
+
+def thinned(sets: TokenSets) -> TokenSets:
+    """The sets without a tenth of their tokens."""
+    rng = np.random.default_rng(SEED)
+    return TokenSets.from_lists([tokens[rng.random(len(tokens)) >= 0.1] for tokens in sets])
+
+
+def from_mean(vectors: Vectors, known: Vectors) -> Vectors:
+    """Unit vectors seen from the mean of the known ones, as those of a placed encoder are."""
+    return unit(vectors - known.mean(axis=0))
 
 
 def readings(encoder: Atacformer) -> list[tuple[str, Atacformer]]:
@@ -171,44 +194,44 @@ def readings(encoder: Atacformer) -> list[tuple[str, Atacformer]]:
     return sampled + [(f"chunk {context}", read_at(encoder, context, "chunk")) for context in CHUNKED]
 
 
-@section
 def schep(ablation: Ablation) -> None:
     """Cells of lines and sorted populations: clusters, neighbours and a head, by 5 folds."""
     read = cells(ablation.data / SCHEP)
     codes = pd.factorize(read.obs["cell_type_merged"].astype(str), sort=True)[0]
-    encoder = ablation.kept("schep", partial(detecting, read.sets, read.universe, epochs=3))
+    encoder = ablation.kept("schep", partial(detecting, read.sets, read.universe, epochs=2))
     for name, reading in readings(encoder):
-        learnt = timed(lambda reading=reading: reading.placed(read.sets, NO_SETS, seed=SEED))
-        found = evaluate(learnt.encoder.encode(read.sets, "cell"), codes)
+        begun = time.process_time()
+        vectors = reading.encode(read.sets, "cell")
+        cpu = time.process_time() - begun
+        found = evaluate(from_mean(vectors, vectors), codes)
         cut = float((read.sets.sizes > reading.context).mean())
         ablation.row(
             "schep", name, cut=cut, ari=found.ari, knn_accuracy=found.knn_accuracy, knn_macro_f1=found.knn_macro_f1,
-            linear_macro_f1=found.linear_macro_f1, cpu=learnt.cpu,
+            linear_macro_f1=found.linear_macro_f1, cpu=cpu,
         )  # fmt: skip
 
 
-@section
 def dnase_sets(ablation: Ablation) -> None:
     """BED sets of a laboratory named by the nearest of another's; clusters of both together."""
-    split, encoder = ablation.lsi_and_bulk()
+    split, encoder = ablation.bulk()
     every = np.concatenate([split.train_codes, split.test_codes])
     for name, reading in readings(encoder):
-        learnt = timed(lambda reading=reading: reading.placed(*split.as_kinds(), seed=SEED))
-        known, asked = (learnt.encoder.encode(sets, "bed") for sets in (split.train, split.test))
-        confusion = confused(
-            split.test_codes, nearest(known, split.train_codes, asked, 1, len(split.labels)), len(split.labels)
-        )
+        begun = time.process_time()
+        raw = [reading.encode(sets, "bed") for sets in (split.train, split.test)]
+        cpu = time.process_time() - begun
+        known, asked = (from_mean(vectors, raw[0]) for vectors in raw)
+        said = nearest(known, split.train_codes, asked, 1, len(split.labels))
+        confusion = confused(split.test_codes, said, len(split.labels))
         groups = clustered(np.concatenate([known, asked]), len(np.unique(every)), SEED)
         ablation.row(
             "dnase", name, ari=float(adjusted_rand_score(every, groups)), accuracy=accuracy(confusion),
-            macro_f1=macro_f1(confusion), cpu=learnt.cpu,
+            macro_f1=macro_f1(confusion), cpu=cpu,
         )  # fmt: skip
 
 
-@section
 def bulk(ablation: Ablation) -> None:
     """DNase, ChIP and ATAC sets: assay by 5 folds, lineage by 5 folds and with whole sources left out."""
-    split, encoder = ablation.lsi_and_bulk()
+    split, encoder = ablation.bulk()
     table = pd.concat([manifest(ablation.data, folder) for folder in ("dnase", "chip", "atac_heme")])
     found = [read_bed(ablation.data / "bed" / file, assembly=assembly("hg19")).regions for file in table["file"]]
     sets = TokenSets.from_lists([split.universe.tokenize(one)[0] for one in found])
@@ -229,7 +252,6 @@ def bulk(ablation: Ablation) -> None:
             )  # fmt: skip
 
 
-@section
 def geometry(ablation: Ablation) -> None:
     """Area under the curve of a linear head that tells promoters from other regions, 5 folds."""
     read, encoder = cells(ablation.data / GRANJA), ablation.blood()
@@ -243,10 +265,10 @@ def geometry(ablation: Ablation) -> None:
         assert found is not None
         tables[how] = found.astype(np.float32)
     for name, vectors in tables.items():
-        alike = vectors if name == "how common" else unit_spread(vectors)
-        both = np.concatenate([alike, (common - common.mean()) / common.std() * alike.std()], axis=1)
-        figures = {"auc": separated(alike, codes), "auc_with_how_common": separated(both, codes)}
-        ablation.row("geometry", name, promoters=float(codes.mean()), **figures)
+        away = vectors - vectors.mean(axis=0)
+        away /= np.linalg.norm(away, axis=1).mean()  # the penalty of the head weighs alike on all of them
+        both = np.concatenate([away, (common - common.mean()) / common.std() * away.std()], axis=1)
+        ablation.row("geometry", name, auc=separated(away, codes), auc_with_how_common=separated(both, codes))
 
 
 def promoters(found: Regions, genes: Path) -> NDArray[np.bool_]:
@@ -262,19 +284,17 @@ def promoters(found: Regions, genes: Path) -> NDArray[np.bool_]:
     return near
 
 
-def unit_spread(vectors: Vectors) -> Vectors:
-    """Rows seen from their mean, the mean length 1: a penalty of the head weighs alike on all of them."""
-    away = vectors - vectors.mean(axis=0)
-    scaled: Vectors = away / np.linalg.norm(away, axis=1).mean()
-    return scaled
-
-
 def separated(vectors: Vectors, codes: Codes) -> float:
     """Area under the curve of a linear head, on rows left out of it."""
     said = np.empty(len(codes))
     for kept, left_out in StratifiedKFold(5, shuffle=True, random_state=SEED).split(vectors, codes):
         said[left_out] = linear_head(vectors[kept], codes[kept]).decision_function(vectors[left_out])
     return float(roc_auc_score(codes, said))
+
+
+SECTIONS: dict[str, Callable[[Ablation], None]] = {
+    one.__name__: one for one in (regions, distil, schep, dnase_sets, bulk, geometry)
+}
 
 
 def main() -> None:

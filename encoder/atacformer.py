@@ -18,16 +18,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from chromseek.data.errors import BadArgument, printable
+from chromseek.data.errors import BadArgument, StorageError, printable
 from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
-from chromseek.encoder.attention import attend
+from chromseek.encoder.attention import attend, pool
 from chromseek.encoder.base import KINDS, Arrays, Kind, centred, require, unit
-from chromseek.encoder.devices import device_named, dtype_named
+from chromseek.encoder.devices import device_named, dtype_named, is_out_of_memory
 from chromseek.encoder.packing import batches, chunked, shortened
 from chromseek.encoder.placing import kind_means
 from chromseek.encoder.reference_tokens import SPECIALS
-from chromseek.encoder.weights import AGAIN, fill
+from chromseek.encoder.weights import AGAIN, fill, head_of
 
 _log = logging.getLogger(__name__)
 
@@ -163,14 +163,6 @@ class Attention(nn.Module):
         return mixed
 
 
-def pool(hidden: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The mean of each set's contextual vectors, in float32: (T, hidden) → (sets, hidden); zeros for an empty set."""
-    counts = torch.tensor(sizes, device=hidden.device)
-    owners = torch.repeat_interleave(torch.arange(len(counts), device=hidden.device), counts)
-    sums = torch.zeros(len(counts), hidden.shape[1], device=hidden.device).index_add(0, owners, hidden.float())
-    return sums / counts.clamp(min=1)[:, None]
-
-
 class Discriminator(nn.Module):
     """The head of replaced-token detection: was this token put in another's place?"""
 
@@ -215,17 +207,21 @@ class Atacformer:
         context: int | None = None,  # tokens read together; the network's own is the default and the most
         long_sets: LongSets = "sample",
     ) -> None:
-        settings, fix = network.settings, AGAIN
-        n_known = settings.vocab_size - N_SPECIALS
+        settings, fix, n_known = network.settings, AGAIN, network.settings.vocab_size - N_SPECIALS
         require(len(universe) == n_known, f"the universe has {len(universe)} regions, the weights {n_known}", fix)
         for name, array, rows in (("means", means, len(KINDS)), ("regions", regions, n_known)):
-            fits = array is None or array.shape == (rows, settings.hidden_size)
-            require(fits, f"{name} do not fit the weights", fix, None if array is None else array.shape)
+            shape = (rows, settings.hidden_size) if array is None else array.shape
+            require(shape == (rows, settings.hidden_size), f"{name} do not fit the weights", fix, shape)
         n_classes = 0 if head is None else head.out_features
         require(n_classes == len(classes), f"{len(classes)} classes do not fit the head", fix, n_classes)
         self.universe, self.network, self.discriminator = universe, network.eval(), discriminator
         self.head, self.classes = head, tuple(classes)
-        if (context is not None and context < 1) or long_sets not in get_args(LongSets):
+        if (
+            not isinstance(context, int | None)
+            or context == 0
+            or (context or 1) < 0
+            or long_sets not in get_args(LongSets)
+        ):
             message, fix = f"context {context}, long sets {printable(long_sets)}", "a token or more; sample or chunk"
             raise BadArgument(message, code="ENCODER-CONTEXT", got=context, fix=fix)
         self.dim = settings.hidden_size
@@ -241,10 +237,9 @@ class Atacformer:
         device: str = "auto", size: str = "small",
     ) -> "Atacformer":  # fmt: skip
         """Train a network of one of the SIZES on these sets by replaced-token detection, and place the kinds."""
-        from chromseek.encoder.pretrain import pretrained, short_run
+        from chromseek.encoder.pretrain import pretrained, short_run, sized
 
-        width = {} if dim is None else {"hidden_size": dim, "intermediate_size": 4 * dim}
-        settings = Settings(len(universe) + N_SPECIALS, **SIZES[size] | width)
+        settings = sized(len(universe), size, dim)
         sample = cells if len(cells) else beds
         encoder = pretrained(sample, universe, settings, run=short_run(sample, size, seed, device))
         return encoder.placed(cells, beds, seed=seed)
@@ -252,7 +247,9 @@ class Atacformer:
     @classmethod
     def from_parts(cls, config: dict[str, Any], arrays: Arrays, universe: Universe) -> "Atacformer":
         """Make the encoder again of what `config` and `arrays` gave; keys may lack the prefix `atacformer.`."""
-        settings = Settings(**{key: config[key] for key in Settings.__dataclass_fields__ if key in config})
+        from chromseek.encoder.checkpoint_layout import settings_of
+
+        settings = settings_of(config)
         parts: dict[str, dict[str, Tensor]] = {"atacformer": {}, "discriminator": {}}
         for key, array in arrays.items():
             part, _, rest = key.partition(".")
@@ -264,11 +261,7 @@ class Atacformer:
         fill(network, parts["atacformer"])
         if parts["discriminator"]:
             fill(head, parts["discriminator"])
-        classes = config.get("classes", [])
-        namer = nn.Linear(settings.hidden_size, len(classes)) if classes else None
-        if namer is not None:
-            named = {key: arrays.get(f"chromseek.head.{key}", np.empty(0)) for key in ("weight", "bias")}
-            fill(namer, {key: torch.from_numpy(array) for key, array in named.items()})
+        namer, classes = head_of(config, arrays, settings.hidden_size)
         return cls(
             universe,
             network,
@@ -326,6 +319,8 @@ class Atacformer:
         from chromseek.encoder.contextual import region_vectors
 
         cells, beds = (sets.take(np.flatnonzero(sets.sizes)) for sets in (cells, beds))
+        if len(cells) + len(beds) == 0:
+            return self
         placed = copy(self)
         placed._regions = region_vectors(self, cells if len(cells) else beds, regions, seed=seed)
         placed._means = kind_means(placed._project, cells, beds, seed=seed)
@@ -369,16 +364,19 @@ class Atacformer:
         else:
             pieces, owners = shortened(sets, self.context), np.arange(len(sets))
         vectors = np.zeros((len(sets), self.dim), np.float32)
-        waiting = batches(pieces.sizes, self._budget)[::-1]
+        waiting = batches(pieces.sizes, self._budget)
         while waiting:
-            rows = waiting.pop()
+            rows = waiting[0]
             batch = pieces.take(rows)
             try:
                 pooled = self.pooled(batch.tokens, batch.sizes.tolist())
             except (MemoryError, RuntimeError) as error:
-                waiting += self._halved(rows, error)
+                self._halve(batch, error)
+                left = np.concatenate(waiting)
+                waiting = [left[part] for part in batches(pieces.sizes[left], self._budget)]
                 continue
             np.add.at(vectors, owners[rows], pooled * batch.sizes[:, None])
+            waiting = waiting[1:]
         counts = np.bincount(owners, weights=pieces.sizes, minlength=len(sets)).astype(np.float32)
         vectors /= np.maximum(counts, 1)[:, None]
         return vectors
@@ -388,13 +386,15 @@ class Atacformer:
         out: Tensor = self._stack(self.network.embeddings(ids, sizes), sizes)
         return out
 
-    def _halved(self, rows: NDArray[np.int64], error: Exception) -> list[NDArray[np.int64]]:
-        """The batch in two, where memory was too short for it; smaller batches from now on."""
-        short = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not short or len(rows) == 1:
+    def _halve(self, batch: TokenSets, error: Exception) -> None:
+        """Go on with half the budget where memory was too short for a batch. Raises StorageError for a single set."""
+        if not is_out_of_memory(error):
             raise error
+        if len(batch) == 1:
+            fix = "choose a smaller context, bfloat16, or a larger machine"
+            raise StorageError("the memory does not suffice for one set", code="MEMORY", fix=fix) from error
         if self._budget == TOKEN_BUDGET:
-            _log.warning("out of memory at %d tokens a batch: going on with half of it, and less", self._budget)
-        self._budget //= 2
-        half = len(rows) // 2
-        return [rows[half:], rows[:half]]
+            _log.warning("out of memory at %d tokens a batch: going on with smaller batches", len(batch.tokens))
+        self._budget = max(1, len(batch.tokens) // 2)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -23,7 +23,7 @@ typedef vec steps;
 inline vec dot(vec sum, steps a, step b) { return sum + a * b; }
 inline item stored(float x) { return x; }
 #else
-typedef uint16_t item;
+typedef uint16_t __attribute__((may_alias)) item;  // two of them are read as a step
 typedef int32_t step;  // two bfloat16 numbers
 typedef ints steps;
 inline vec dot(vec sum, steps a, step b) {

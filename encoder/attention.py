@@ -1,4 +1,4 @@
-"""Attention over packed sets: each token looks at the tokens of its own set, and no work is done on padding."""
+"""Attention and means over packed sets: a token looks at those of its own set, and no work is done on padding."""
 
 from collections.abc import Iterator, Sequence
 
@@ -55,3 +55,11 @@ def runs(sizes: Sequence[int]) -> Iterator[list[int]]:
         run.append(size)
     if run:
         yield run
+
+
+def pool(hidden: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The mean of each set's contextual vectors, in float32: (T, hidden) → (sets, hidden); zeros for an empty set."""
+    counts = torch.tensor(sizes, device=hidden.device)
+    owners = torch.repeat_interleave(torch.arange(len(counts), device=hidden.device), counts)
+    sums = torch.zeros(len(counts), hidden.shape[1], device=hidden.device).index_add(0, owners, hidden.float())
+    return sums / counts.clamp(min=1)[:, None]

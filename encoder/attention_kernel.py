@@ -88,7 +88,7 @@ def _kernel(width: int, half: bool) -> Kernel | None:
     flags = [*FLAGS, f"-DWIDTH={width}", "-mavx512bf16" if half else "-DFLOAT32"]
     try:
         attend = ctypes.CDLL(str(_built(compiler, flags))).attend
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: the user has no home
         _log.info("attention goes on without its kernel: %s", error)
         return None
     attend.argtypes = [*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 4, ctypes.c_float, ctypes.c_void_p]
@@ -99,15 +99,19 @@ def _kernel(width: int, half: bool) -> Kernel | None:
 def _built(compiler: str, flags: list[str]) -> Path:
     """The library of these flags in the user's cache, built if it is not there."""
     name = hashlib.sha256(" ".join([compiler, *flags]).encode() + SOURCE.read_bytes()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chromseek"
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    cache = (given if given.is_absolute() else Path.home() / ".cache") / "chromseek"
     library = cache / f"attention-{name}.so"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not library.exists():
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             built = Path(scratch) / "attention.so"
             command = [compiler, *flags, str(SOURCE), "-o", str(built)]
             subprocess.run(command, check=True, capture_output=True, timeout=BUILD_SECONDS)
             built.replace(library)
+    for path in (cache, library):  # code is loaded from here: nobody else may have written it
+        if path.stat().st_uid != os.geteuid() or path.stat().st_mode & 0o022:
+            raise PermissionError(f"{path} belongs to another user, or others may write it")
     return library
 
 

@@ -172,7 +172,7 @@ class Bag:
 
     def on(self, device: str, dtype: str) -> "Bag":
         """Itself, to encode on this device, the table in this precision; the net behind it is always in float32."""
-        self._device = device_named(device)
+        self._device, self._running = device_named(device), (device, dtype)
         self.network.to(self._device)
         if self.head is not None:
             self.head.to(self._device)
@@ -184,7 +184,8 @@ class Bag:
         cells, beds = (sets.take(np.flatnonzero(sets.sizes)) for sets in (cells, beds))
         if self._means is not None or len(cells) + len(beds) == 0:
             return self
-        placed = Bag(self.universe, deepcopy(self.network), head=self.head, classes=self.classes)
+        placed = Bag(self.universe, deepcopy(self.network), head=deepcopy(self.head), classes=self.classes)
+        placed.on(*self._running)
         placed._place_unseen(beds)
         placed._means = kind_means(placed._project, cells, beds, seed=seed)
         return placed

@@ -19,7 +19,7 @@ from chromseek.data.errors import BadArgument, BadData, NotFound, printable
 from chromseek.data.genome import ASSEMBLIES, assembly
 from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
-from chromseek.encoder.hub import FILES, fetched
+from chromseek.encoder.hub import FILES, fetched, is_pickle
 
 Kind = Literal["cell", "region", "bed"]
 KINDS: tuple[Kind, ...] = ("cell", "region", "bed")
@@ -202,7 +202,7 @@ def _read_arrays(path: Path) -> Arrays:
 
     with open(path, "rb") as file:
         head = file.read(16)
-    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):  # a zip or a pickle: code could be in it
+    if is_pickle(head):  # code could be in it
         raise BadData(
             "holds a pickle, not safetensors; it was not read",
             code="ENCODER-PICKLE",

@@ -40,11 +40,10 @@ from chromseek.encoder.checkpoint_layout import (
     variant_of,
     whole_name,
 )
-from chromseek.encoder.hub import FILES
+from chromseek.encoder.hub import FILES, is_pickle
 
 _log = logging.getLogger(__name__)
 
-_PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _MAX_REGIONS = 1 << 28
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -185,7 +184,7 @@ def _named_assembly(config: dict[str, Any]) -> Assembly | None:
 def _opened(path: Path) -> Any:
     """The safetensors file, mapped; only its header is read. Raises BadData for a pickle or a damaged file."""
     with open(path, "rb") as raw:
-        if raw.read(2) in _PICKLES or path.stat().st_size == 0:
+        if is_pickle(raw.read(16)) or path.stat().st_size == 0:
             raise _pickle(path) if path.stat().st_size else _unreadable(path, "the file is empty")
     try:
         return safe_open(path, "pt")

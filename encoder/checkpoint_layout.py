@@ -7,6 +7,7 @@ The names, and what a setting is where a config leaves it out, are those of geni
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,9 +98,7 @@ def misfit(found: Shapes, settings: Settings, variant: Variant) -> str | None:
 
 def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
     """The config, and the settings of the network in it. Raises BadData for what makes no network."""
-
-    def bad(what: str, fix: str = AGAIN) -> BadData:
-        return BadData(what, code="ENCODER-CONFIG", file=str(path), fix=fix)
+    bad = partial(_bad, path)
 
     try:
         config = json.loads(path.read_bytes())
@@ -108,6 +107,12 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
     if not isinstance(config, dict) or config.get("model_type") != "atacformer":
         got = printable(config.get("model_type")) if isinstance(config, dict) else "no settings"
         raise bad(f"model_type must be atacformer, got {got}", "give an Atacformer; of CRAFT, its ATAC tower")
+    return config, settings_of(config, path)
+
+
+def settings_of(config: Mapping[str, Any], path: Path | None = None) -> Settings:
+    """The settings of the network that a config describes. Raises BadData for what makes no network."""
+    bad = partial(_bad, path)
     values = {name: config.get(name, unsaid) for name, unsaid in asdict(_UNSAID).items()}
     for name, most in _MOST.items():
         value = values[name]
@@ -128,7 +133,11 @@ def read_config(path: Path) -> tuple[dict[str, Any], Settings]:
         if said is not None and (said != number or isinstance(said, bool)):
             wanted = f"{name}_token_id must be {number} (the specials follow the regions), got {printable(said)}"
             raise bad(wanted, "give a checkpoint whose special tokens are in the published order")
-    return config, Settings(**values)
+    return Settings(**values)
+
+
+def _bad(path: Path | None, what: str, fix: str = AGAIN) -> BadData:
+    return BadData(what, code="ENCODER-CONFIG", file=None if path is None else str(path), fix=fix)
 
 
 def variant_of(config: dict[str, Any], found: Shapes, *, bare: bool) -> Variant:

@@ -46,3 +46,10 @@ def dtype_named(name: str, device: torch.device) -> torch.dtype:
             f"unknown precision {printable(name)}", code="DTYPE-NAME", got=name, fix="auto, float32 or bfloat16"
         )
     return DTYPES[name]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine ran out of memory."""
+    said = str(error)
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or any(words in said for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from chromseek.data.errors import BadArgument, BadData
 from chromseek.data.tokens import TokenSets
-from chromseek.encoder.atacformer import Atacformer, Discriminator, Network, pool
+from chromseek.encoder.atacformer import Atacformer, Discriminator, Network
+from chromseek.encoder.attention import pool
 from chromseek.encoder.contrast import TEMPERATURE, seen_from_mean, supervised_contrast
 from chromseek.encoder.evaluate import VectorCheck
 from chromseek.encoder.pretrain import Detection, detection_loss, split

@@ -6,6 +6,7 @@ from pathlib import Path
 from chromseek.data.errors import ChromseekError, NotFound, StorageError, printable
 
 FILES = ("config.json", "model.safetensors", "universe.bed.gz")
+_PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
@@ -78,3 +79,14 @@ def _failed(name: str, revision: str | None, error: Exception) -> ChromseekError
     reason = printable(str(error).partition("\n")[0] or type(error).__name__, 200)
     what, exit_code = f"{called} could not be downloaded: {reason}", 77 if isinstance(error, PermissionError) else None
     return StorageError(what, code="ENCODER-HUB", got=name, fix=by_hand, exit_code=exit_code)
+
+
+def is_pickle(head: bytes) -> bool:
+    """Whether a file that begins so (9 bytes or more) is a pickle, or a zip, which may hold one; no safetensors is.
+
+    A safetensors file begins with the length of its header, which may look like a pickle, and the header with a brace.
+
+    >>> is_pickle(b"PK" + bytes(7)), is_pickle(b"PK" + bytes(6) + b"{")
+    (True, False)
+    """
+    return head[:2] in _PICKLES and head[8:9] != b"{"

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
-from chromseek.encoder.atacformer import HEAD_SCALE, N_SPECIALS, Atacformer, Network, Settings, pool
+from chromseek.encoder.atacformer import HEAD_SCALE, N_SPECIALS, Atacformer, Network, Settings
+from chromseek.encoder.attention import pool
 from chromseek.encoder.bag import Bag
 from chromseek.encoder.contrast import seen_from_mean, supervised_contrast
 from chromseek.encoder.finetune import Codes, Draw, Views, labelled_rows

@@ -17,9 +17,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
+from chromseek.data.errors import BadArgument
 from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
-from chromseek.encoder.atacformer import N_SPECIALS, Atacformer, Discriminator, Network, Settings
+from chromseek.encoder.atacformer import N_SPECIALS, SIZES, Atacformer, Discriminator, Network, Settings
 from chromseek.encoder.devices import device_named
 from chromseek.encoder.evaluate import CHECKED, VectorCheck
 from chromseek.encoder.training import Optimiser, Run, train
@@ -32,6 +33,17 @@ LR = {"tiny": 2e-3, "small": 1e-3, "base": 3e-4}  # by the name of the size; the
 EPOCHS, STEPS = 5, {"cpu": 100, "cuda": 2_000}  # of a build, at most
 SPECTRAL_SETS, SPECTRAL_TOKENS = 20_000, 20_000_000  # that the first vectors of regions are made of, at most
 SPECTRAL_STD = 0.05
+
+
+def sized(n_regions: int, size: str, dim: int | None) -> Settings:
+    """The settings of a network of one of the SIZES, or of another width. Raises BadArgument for one that cannot be."""
+    width = {} if dim is None else {"hidden_size": dim, "intermediate_size": 4 * dim}
+    settings = Settings(n_regions + N_SPECIALS, **SIZES[size] | width)
+    heads = settings.num_attention_heads
+    if settings.hidden_size % heads:
+        fix = f"a multiple of {heads}, one part for each attention head"
+        raise BadArgument(f"dim {dim} does not fit atacformer:{size}", code="DIM-RANGE", got=dim, fix=fix)
+    return settings
 
 
 def short_run(sets: TokenSets, size: str, seed: int, device: str) -> Run:
@@ -69,7 +81,9 @@ def pretrained(
         first = spectral_regions(sets, len(universe), settings.hidden_size, run.seed)
         with torch.no_grad():
             network.embeddings.token_embeddings.weight[: len(universe)] += torch.from_numpy(first)
-    encoder = Atacformer(universe, network, discriminator=head, context=None if start is None else start.context)
+    encoder = Atacformer(universe, network, discriminator=head)
+    if start is not None:
+        encoder = encoder.reading(context=start.context, long_sets=start.long_sets)
     kept, held_out = split(len(sets), HELD_OUT, run.seed)
     detection = Detection(sets, kept, len(universe), encoder.context, run)
     detected = detection_loss(head)
@@ -182,4 +196,5 @@ def detection_figures(encoder: Atacformer, batches: list[Batch]) -> dict[str, fl
     said, true = torch.cat(logits), torch.cat(targets)
     said, true = said[true != IGNORED], true[true != IGNORED]
     loss = float(F.binary_cross_entropy_with_logits(said, true))
-    return {"held_out_loss": loss, "held_out_auroc": float(roc_auc_score(true.numpy(), said.numpy()))}
+    both = {"held_out_auroc": float(roc_auc_score(true.numpy(), said.numpy()))} if 0 < true.mean() < 1 else {}
+    return {"held_out_loss": loss} | both

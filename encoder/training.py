@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from chromseek.data.errors import BadArgument, BadData, StorageError
-from chromseek.encoder.devices import device_named, dtype_named
+from chromseek.encoder.devices import device_named, dtype_named, is_out_of_memory
 from chromseek.encoder.training_batches import Batch, Batches, Step, made_ahead, make, steps_from
 from chromseek.encoder.training_files import Place, Record, live_line, load_checkpoint
 
@@ -251,7 +251,7 @@ def _gradient(
         try:
             return _summed(loss_of, made, run, here)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if all(len(rows) <= 1 << place.halvings for _, rows in step.jobs):
                 fix = "choose a smaller context or model, bfloat16, or a larger machine"
@@ -299,11 +299,6 @@ def _checked(model: nn.Module, check: Check) -> Mapping[str, float]:
         figures = check()
     model.train()
     return figures
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in said
 
 
 def _no_number(step: int, saved: int | None, lr: float, folder: Path | None) -> BadData:

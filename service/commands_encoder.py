@@ -1,5 +1,6 @@
 """Commands that train encoders: `chromseek encoder pretrain`, `finetune` and `label`."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -55,6 +56,9 @@ Inputs = Annotated[
     ),
 ]
 EncoderName = Annotated[str, typer.Argument(metavar="ENCODER", help="A folder, or org/name on the hub.")]
+Assembly = Annotated[
+    str | None, typer.Option("--assembly", metavar="NAME", help="hg19, hg38 or mm10; else told by the regions.")
+]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Where the encoder goes: a new folder.")]
 Epochs = Annotated[int, typer.Option("--epochs", metavar="N", callback=o.within(1), help="Times through the data.")]
 Steps = Annotated[
@@ -89,11 +93,13 @@ def pretrain(
     universe: Annotated[
         Path | None, typer.Option("--universe", metavar="BED", help="The regions, in token order; else the input's.")
     ] = None,
+    assembly: Assembly = None,
     size: Annotated[
         Literal["tiny", "small", "base"], typer.Option("--size", metavar="tiny|small|base", help="Of the network.")
     ] = "small",
     context: Annotated[
-        int, typer.Option("--context", metavar="N", callback=o.within(1), help="Tokens of a set read together.")
+        int,
+        typer.Option("--context", metavar="N", callback=o.within(1, 1 << 20), help="Tokens of a set read together."),
     ] = 8192,
     label: Annotated[
         str | None, typer.Option("--label", metavar="COLUMN", help="Told from the vectors in checks; never learnt.")
@@ -124,12 +130,12 @@ def pretrain(
 
     read = read_options(rename_chroms, layer, min_fragments)
     run = _run(
-        output, epochs, steps, batch_tokens, accumulate, lr or LR[size], schedule, checkpoint_every, check_every,
-        seed, device, dtype,
+        output, epochs, steps, batch_tokens, accumulate, LR[size] if lr is None else lr, schedule, checkpoint_every,
+        check_every, seed, device, dtype,
     )  # fmt: skip
     with _new_encoder(output, resume) as (work, finish):
-        given = None if universe is None else universe_file(universe, read)
-        corpus = read_inputs(inputs, given, work, read)
+        given = None if universe is None else universe_file(universe, read, assembly)
+        corpus = read_inputs(inputs, given, work, read, assembly)
         settings = Settings(len(corpus.universe) + N_SPECIALS, max_position_embeddings=context, **SIZES[size])
         codes = None if label is None else corpus.labels(label)[0]
         finish(pretrained(corpus.all, corpus.universe, settings, run=run, codes=codes, resume=resume))
@@ -195,8 +201,8 @@ def finetune(
         raise BadArgument(f"{kind} needs labels", code="LABEL-COLUMN", fix="name their column: --label cell_type")
     read = read_options(rename_chroms, layer, min_fragments)
     run = _run(
-        output, epochs, steps, batch_tokens, accumulate, lr or 3e-4, schedule, checkpoint_every, check_every,
-        seed, device, dtype,
+        output, epochs, steps, batch_tokens, accumulate, 3e-4 if lr is None else lr, schedule, checkpoint_every,
+        check_every, seed, device, dtype,
     )  # fmt: skip
     start = _atacformer(encoder)
     with _new_encoder(output, resume) as (work, finish):
@@ -228,6 +234,7 @@ def label(
     universe: Annotated[
         Path | None, typer.Option("--universe", metavar="BED", help="The regions, in token order; else the input's.")
     ] = None,
+    assembly: Assembly = None,
     seed: o.Seed = 0,
     device: o.Device = "auto",
     rename_chroms: o.RenameChroms = None,
@@ -249,11 +256,17 @@ def label(
     check_new(output)
     read = read_options(rename_chroms, layer, min_fragments)
     with tempfile.TemporaryDirectory(prefix="chromseek-") as work:
-        given = None if universe is None else universe_file(universe, read)
-        corpus = read_inputs(inputs, given, Path(work), read)
+        given = None if universe is None else universe_file(universe, read, assembly)
+        corpus = read_inputs(inputs, given, Path(work), read, assembly)
         codes, names = corpus.labels(label)
         learn = Bag.fit_labelled if kind == "bag" else labelled
-        save(learn(corpus.all, codes, names, corpus.universe, seed=seed, device=device), output)
+        made = learn(corpus.all, codes, names, corpus.universe, seed=seed, device=device)
+    draft = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        save(made, draft)
+        draft.replace(output)  # whole, or not at all
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     tell(f"the encoder is in {printable(output, 200)}")
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from chromseek.data.bed import read_bed
 from chromseek.data.errors import BadArgument, NotFound, printable
-from chromseek.data.genome import assembly
+from chromseek.data.genome import assembly as assembly_named
 from chromseek.data.memory_sources import remapped
 from chromseek.data.sources import ReadOptions, Source, bed_sources, cell_sources, first_regions
 from chromseek.data.tables import is_parquet
@@ -30,14 +30,16 @@ _BEDS = (".bed", ".bed.gz", ".bed.bgz", ".narrowpeak", ".narrowpeak.gz", ".broad
 _WAIT = 0.2  # seconds between looks for what the first process writes
 
 
-def read_inputs(inputs: Sequence[str], universe: Universe | None, work: Path, read: ReadOptions) -> Corpus:
+def read_inputs(
+    inputs: Sequence[str], universe: Universe | None, work: Path, read: ReadOptions, assembly: str | None = None
+) -> Corpus:
     """Bring inputs together: one corpus over the same universe is opened where it lies, all else is written to `work`.
 
     Where torchrun started several processes the first one writes, and the others wait. What `work` has of an
     earlier run is taken as it is. Raises ChromseekError for the first input that cannot be read.
     """
     folder = work / CORPUS
-    universe = universe or universe_of(inputs, read)
+    universe = universe or universe_of(inputs, read, assembly)
     if len(inputs) == 1 and is_corpus(Path(inputs[0])):
         corpus = Corpus.open(inputs[0])
         if corpus.universe.digest == universe.digest:
@@ -54,7 +56,7 @@ def kind_of(inputs: Sequence[str]) -> Kind:
     return "bed" if all(_is_beds(Path(one)) for one in inputs) else "cell"
 
 
-def universe_of(inputs: Sequence[str], read: ReadOptions) -> Universe:
+def universe_of(inputs: Sequence[str], read: ReadOptions, assembly: str | None = None) -> Universe:
     """The universe of a corpus or an atlas among the inputs, else the regions of the first one that has some."""
     for path in map(Path, inputs):
         if is_corpus(path):
@@ -65,12 +67,14 @@ def universe_of(inputs: Sequence[str], read: ReadOptions) -> Universe:
     if not others:
         fix = "give --universe, a BED of all regions"
         raise BadArgument("BED sets and token ids alone need a universe", code="BUILD-UNIVERSE", fix=fix)
-    return Universe.of(first_regions(others, read, None))
+    return Universe.of(first_regions(others, read, None if assembly is None else assembly_named(assembly)))
 
 
-def universe_file(path: Path, read: ReadOptions) -> Universe:
+def universe_file(path: Path, read: ReadOptions, assembly: str | None = None) -> Universe:
     """The universe of a BED file, in the order of its lines: the tokens of published files stay what they are."""
-    return Universe(read_bed(path, rename_chroms=read.rename_chroms, max_regions=read.max_regions).regions)
+    known = None if assembly is None else assembly_named(assembly)
+    bed = read_bed(path, assembly=known, rename_chroms=read.rename_chroms, max_regions=read.max_regions)
+    return Universe(bed.regions)
 
 
 def _counted(inputs: Sequence[str], universe: Universe, read: ReadOptions) -> Iterator[SetBlock]:
@@ -153,7 +157,7 @@ def _mapped(blocks: Iterator[SetBlock], own: Universe, wanted: Universe, label: 
 def _stored_universe(store: Store) -> Universe:
     assert store.manifest is not None
     content = store.manifest.content
-    return Universe.load(store.file(content["universe"]["path"]), assembly(content["assembly"]))
+    return Universe.load(store.file(content["universe"]["path"]), assembly_named(content["assembly"]))
 
 
 def _is_atlas(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from chromseek.data.errors import BadArgument, BadData
+from chromseek.data.errors import BadArgument, BadData, StorageError
 from chromseek.data.genome import assembly
 from chromseek.data.regions import Regions
 from chromseek.data.tokens import TokenSets
@@ -18,6 +19,7 @@ from chromseek.encoder import atacformer
 from chromseek.encoder.atacformer import N_SPECIALS, Atacformer, Discriminator, Network, Settings
 from chromseek.encoder.base import load, save
 from chromseek.encoder.contextual import contextual_regions
+from chromseek.encoder.hub import is_pickle
 
 N = 400
 NOTHING = TokenSets.from_lists([])
@@ -101,12 +103,13 @@ def test_bfloat16_is_near_float32(universe: Universe) -> None:
 def test_out_of_memory_halves_the_batch_and_says_so_once(
     universe: Universe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    encoder, sets = made(universe), sets_of(*[40] * 16)
-    expected, whole = encoder.encode(sets, "cell"), Network.forward
-    embed = atacformer.Embeddings.forward
+    monkeypatch.setattr(atacformer, "TOKEN_BUDGET", 320)
+    encoder, sets = made(universe), sets_of(*[40] * 96)
+    expected, embed, failed = encoder.encode(sets, "cell"), atacformer.Embeddings.forward, []
 
     def short(self: Any, tokens: torch.Tensor, sizes: Any) -> torch.Tensor:
         if len(tokens) > 200:
+            failed.append(len(tokens))
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
         return embed(self, tokens, sizes)
 
@@ -115,9 +118,10 @@ def test_out_of_memory_halves_the_batch_and_says_so_once(
         assert np.abs(encoder.encode(sets, "cell") - expected).max() < 1e-6
     assert len(caplog.records) == 1
     assert "out of memory" in caplog.text
-    with pytest.raises(RuntimeError, match="allocate"):  # one set that is too large by itself
+    assert failed == [320]  # the eleven batches that waited were made smaller with it
+    assert encoder._budget == 160
+    with pytest.raises(StorageError, match="one set"):  # that is too large by itself
         encoder.encode(sets_of(300), "cell")
-    assert Network.forward is whole
 
 
 def test_devices_and_precisions_that_are_not_there(universe: Universe) -> None:
@@ -155,6 +159,13 @@ def test_weights_that_do_not_fit(universe: Universe, tmp_path: Path) -> None:
         Atacformer.from_parts(config, arrays, Universe(universe.regions.take(slice(1, None))))
     with pytest.raises(BadData, match="no head"):
         encoder.logits(sets_of(3))
+    for changed in ({"vocab_size": "x"}, {"hidden_size": -4}, {"num_attention_heads": 7}, {"classes": 5}):
+        with pytest.raises(BadData):
+            Atacformer.from_parts(config | changed, arrays, universe)
+    with pytest.raises(BadArgument):
+        Atacformer.from_parts(config | {"context": "x"}, arrays, universe)
+    with pytest.raises(BadArgument, match="dim 50"):
+        Atacformer.fit(sets_of(5, 5, 5), NOTHING, universe, dim=50, size="tiny")
     save(encoder, tmp_path)
     described = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(described | {"num_hidden_layers": 3}))
@@ -179,3 +190,16 @@ def test_contextual_regions_are_means_over_the_cells_that_have_them(universe: Un
     assert np.abs(per_token[cells.tokens == token].mean(axis=0) - table[token]).max() < 5e-3
     assert np.isfinite(table).all()  # regions of no cell as well
     assert table.any(axis=1).all()
+
+
+def test_no_header_of_safetensors_is_a_pickle(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    seen = set()
+    for length in range(1, 2000):
+        save_file({"w" * length: np.zeros(1, np.float32)}, tmp_path / "w")
+        head = (tmp_path / "w").read_bytes()[:16]
+        seen |= {head[:2]}
+        assert not is_pickle(head)
+    assert b"\x80\x04" in seen  # as a pickle begins
+    assert is_pickle(pickle.dumps({"w": 1})) or pickle.DEFAULT_PROTOCOL > 5

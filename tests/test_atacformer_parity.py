@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from chromseek.data.genome import ASSEMBLIES
 from chromseek.data.tokens import TokenSets
 from chromseek.data.universe import Universe
-from chromseek.encoder.atacformer import Atacformer, pool
+from chromseek.encoder.atacformer import Atacformer
+from chromseek.encoder.attention import pool
 from chromseek.encoder.base import load, save
 from chromseek.encoder.checkpoint import read_published
 from chromseek.encoder.finetune import freeze, reversed_gradient

@@ -1,6 +1,6 @@
 """What in an Atacformer does what: vectors of regions, distillation, context length, labels of BED sets, promoters.
 
-python benchmarks/atacformer_ablation.py regions distil schep dnase_sets bulk geometry --folder FOLDER
+python benchmarks/atacformer_ablation.py regions distil schep dnase_sets bulk geometry
 
 regions    quality_directions with regions as sets of one, as their embeddings, and as means in context
 distil     what a bag that learnt the vectors of a transformer keeps of it, on SNARE libraries that neither saw
@@ -56,11 +56,13 @@ PROMOTER = 1000  # base pairs from a start of transcription, at most
 Vectors = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
 class Ablation:
     """Where the data are, where encoders are kept, and where figures go."""
 
-    def __init__(self, data: Path, folder: Path, results: Path) -> None:
-        self.data, self.folder, self.results = data, folder, results
+    data: Path
+    folder: Path
+    results: Path
 
     def kept(self, name: str, learn: Callable[[], Atacformer]) -> Atacformer:
         """The encoder of that name, trained unless it is in the folder."""
@@ -85,7 +87,7 @@ class Ablation:
         read = cells(self.data / GRANJA)
         return self.kept("granja", partial(detecting, read.sets, read.universe, epochs=1))
 
-    def bulk(self) -> tuple[Split, Atacformer]:
+    def laboratory(self) -> tuple[Split, Atacformer]:
         """The DNase sets of one laboratory, and a tiny encoder that learnt from them."""
         split = dnase(self.data)[0]
         return split, self.kept("dnase-duke", partial(detecting, split.train, split.universe, epochs=30, context=1024))
@@ -137,44 +139,32 @@ def distil(ablation: Ablation) -> None:
 
 
 def compared(ablation: Ablation, split: Split, name: str, teacher: Encoder, student: Learnt) -> None:
-    """The labels that neighbours give and the neighbours shared with the teacher.
-
-    For scale: LSI, and the teacher itself where a tenth of the tokens of the asked cells is missing.
-    """
+    """Labels by neighbours, and neighbours shared with the teacher; beside LSI, and the teacher on thinned cells."""
     lsi = LSI.fit(*split.as_kinds(), split.universe, dim=64, seed=SEED)
-    first = asking(teacher, split, split.test)
-    fewer = asking(teacher, split, thinned(split.test))
-    answers = {"teacher": first, "student": asking(student.encoder, split, split.test),
-               "lsi": asking(lsi, split, split.test), "teacher, fewer tokens": fewer}  # fmt: skip
-    for who, answer in answers.items():
-        same = [len(np.intersect1d(a, b)) for a, b in zip(first.rows, answer.rows, strict=True)]
+    asked = {
+        "teacher": (teacher, split.test), "student": (student.encoder, split.test), "lsi": (lsi, split.test),
+        "teacher, fewer tokens": (teacher, thinned(split.test)),
+    }  # fmt: skip
+    answers = {who: answered(encoder, split, sets) for who, (encoder, sets) in asked.items()}
+    vectors, rows, confusion = answers["teacher"]
+    for who, (_, found, counts) in answers.items():
+        same = [len(np.intersect1d(a, b)) for a, b in zip(rows, found, strict=True)]
         ablation.row(
-            "distil", f"{name}: {who}", accuracy=answer.accuracy, macro_f1=answer.macro_f1,
-            accuracy_kept=answer.accuracy / first.accuracy, macro_f1_kept=answer.macro_f1 / first.macro_f1,
+            "distil", f"{name}: {who}", accuracy=accuracy(counts), macro_f1=macro_f1(counts),
+            accuracy_kept=accuracy(counts) / accuracy(confusion), macro_f1_kept=macro_f1(counts) / macro_f1(confusion),
             neighbours_kept=float(np.mean(same)) / NEIGHBOURS,
         )  # fmt: skip
-    cosine = float((first.vectors * answers["student"].vectors).sum(axis=1).mean())
+    cosine = float((vectors * answers["student"][0]).sum(axis=1).mean())
     ablation.row("distil", f"{name}: student beside teacher", cosine=cosine, cpu=student.cpu)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the train cells nearest to the asked say of them."""
-
-    vectors: Vectors  # (asked, dim)
-    rows: Codes  # (asked, NEIGHBOURS) train cells
-    accuracy: float
-    macro_f1: float
-
-
-def asking(encoder: Encoder, split: Split, asked: TokenSets) -> Asked:
-    """Place the encoder by the train cells, and ask them for the labels of others."""
+def answered(encoder: Encoder, split: Split, asked: TokenSets) -> tuple[Vectors, Codes, NDArray[np.int64]]:
+    """Placed by the train cells: the vectors of the asked, their nearest train cells, and the confusion of labels."""
     placed = encoder.placed(*split.as_kinds(), seed=SEED)
     known, vectors = placed.encode(split.train, split.kind), placed.encode(asked, split.kind)
     rows = np.argpartition(-(vectors @ known.T), NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
     said = nearest(known, split.train_codes, vectors, NEIGHBOURS, len(split.labels))
-    confusion = confused(split.test_codes, said, len(split.labels))
-    return Asked(vectors, rows, accuracy(confusion), macro_f1(confusion))
+    return vectors, rows, confused(split.test_codes, said, len(split.labels))
 
 
 def thinned(sets: TokenSets) -> TokenSets:
@@ -204,16 +194,15 @@ def schep(ablation: Ablation) -> None:
         vectors = reading.encode(read.sets, "cell")
         cpu = time.process_time() - begun
         found = evaluate(from_mean(vectors, vectors), codes)
-        cut = float((read.sets.sizes > reading.context).mean())
         ablation.row(
-            "schep", name, cut=cut, ari=found.ari, knn_accuracy=found.knn_accuracy, knn_macro_f1=found.knn_macro_f1,
-            linear_macro_f1=found.linear_macro_f1, cpu=cpu,
+            "schep", name, ari=found.ari, cut=float((read.sets.sizes > reading.context).mean()), cpu=cpu,
+            knn_accuracy=found.knn_accuracy, knn_macro_f1=found.knn_macro_f1, linear_macro_f1=found.linear_macro_f1,
         )  # fmt: skip
 
 
 def dnase_sets(ablation: Ablation) -> None:
     """BED sets of a laboratory named by the nearest of another's; clusters of both together."""
-    split, encoder = ablation.bulk()
+    split, encoder = ablation.laboratory()
     every = np.concatenate([split.train_codes, split.test_codes])
     for name, reading in readings(encoder):
         begun = time.process_time()
@@ -231,7 +220,7 @@ def dnase_sets(ablation: Ablation) -> None:
 
 def bulk(ablation: Ablation) -> None:
     """DNase, ChIP and ATAC sets: assay by 5 folds, lineage by 5 folds and with whole sources left out."""
-    split, encoder = ablation.bulk()
+    split, encoder = ablation.laboratory()
     table = pd.concat([manifest(ablation.data, folder) for folder in ("dnase", "chip", "atac_heme")])
     found = [read_bed(ablation.data / "bed" / file, assembly=assembly("hg19")).regions for file in table["file"]]
     sets = TokenSets.from_lists([split.universe.tokenize(one)[0] for one in found])
@@ -239,11 +228,10 @@ def bulk(ablation: Ablation) -> None:
     groups = pd.factorize(source)[0]
     assay, lineage = (pd.factorize(table[column])[0] for column in ("assay", "lineage"))
     lsi = LSI.fit(*split.as_kinds(), split.universe, dim=64, seed=SEED)
+    questions = (("assay", assay, None), ("lineage", lineage, None), ("lineage, sources left out", lineage, groups))
     for name, one in (("atacformer", read_at(encoder, BED_CONTEXT).placed(NO_SETS, sets, seed=SEED)), ("lsi", lsi)):
         vectors = one.encode(sets, "bed")
-        for what, codes, left_out in (
-            ("assay", assay, None), ("lineage", lineage, None), ("lineage, sources left out", lineage, groups),
-        ):  # fmt: skip
+        for what, codes, left_out in questions:
             scores = evaluate(vectors, codes, groups=left_out)
             ablation.row(
                 "bulk", f"{name} {what}", commonest=float(np.bincount(codes).max() / len(codes)),
@@ -292,9 +280,7 @@ def separated(vectors: Vectors, codes: Codes) -> float:
     return float(roc_auc_score(codes, said))
 
 
-SECTIONS: dict[str, Callable[[Ablation], None]] = {
-    one.__name__: one for one in (regions, distil, schep, dnase_sets, bulk, geometry)
-}
+SECTIONS = {one.__name__: one for one in (regions, distil, schep, dnase_sets, bulk, geometry)}
 
 
 def main() -> None:

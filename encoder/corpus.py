@@ -130,7 +130,7 @@ def check_new(folder: Path) -> None:
 def label_codes(rows: pa.Table, column: str) -> tuple[NDArray[np.int64], list[str]]:
     """A column as codes (n), -1 for null and empty text, and the sorted values that they stand for.
 
-    Raises BadArgument when there is no such column.
+    Raises BadArgument when there is no such column, and for numbers with decimals, which are no labels.
     """
     if column not in rows.column_names:
         raise BadArgument(
@@ -139,6 +139,9 @@ def label_codes(rows: pa.Table, column: str) -> tuple[NDArray[np.int64], list[st
             got=column,
             fix=f"there is {', '.join(map(printable, rows.column_names[:20])) or 'none'}",
         )
+    if pa.types.is_floating(rows.schema.field(column).type):
+        fix = "name a column of words or whole numbers"
+        raise BadArgument(f"{printable(column)} holds numbers with decimals", code="LABEL-NUMBERS", got=column, fix=fix)
     values = rows.column(column).cast(pa.string())
     values = pc.if_else(pc.equal(values, ""), None, values)
     names = sorted(value for value in pc.unique(values).to_pylist() if value is not None)

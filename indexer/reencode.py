@@ -28,6 +28,7 @@ from chromseek.indexer.store import Store, Writer
 from chromseek.indexer.views import View, write_label_views
 
 WIDTH = 128  # of the vectors of an encoder that is still to be fitted, about
+LEAST_CARRIED = 0.01  # of the tokens; with fewer a move is refused
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,21 @@ def _carry(writer: Writer, journal: Journal, old: dict[str, Any], plan: Reencodi
     for name in ("cells", "beds"):
         if name in old:
             carrier.carry(name, old[name])
+    _check_carried([report for name in ("cells", "beds") if name in old for report in journal.of(name).reports], plan)
     reader = Ingest(writer, journal, plan.universe)
     reader.read("regions", [RegionSource(plan.universe, plan.genes)], {"next_id": old["regions"]["next_id"]})
+
+
+def _check_carried(reports: list[dict[str, Any]], plan: Reencoding) -> None:
+    """Refuse a move that would leave next to nothing of an atlas: the regions, or their assembly, are not its own."""
+    before, after = (sum(report[name] for report in reports) for name in ("n_old_tokens", "n_carried"))
+    if after < LEAST_CARRIED * before:
+        raise BadData(
+            f"{after:,} of {before:,} tokens found a place among the encoder's {len(plan.universe):,} regions",
+            code="REENCODE-LOST",
+            got=after,
+            fix="give an encoder whose regions overlap the atlas's; were they made for the same assembly?",
+        )
 
 
 def _restarted(name: str, entry: dict[str, Any], *, moves: bool) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def plan_build(
     _check_numbers(dim, seed)
     known = None if assembly is None else assembly_named(assembly)
     chosen = encoder_named(encoder, device, dtype)
+    _check_dim(chosen, dim)
     if isinstance(chosen, str):
         regions = _universe(universe, cells, read, known)
         if read.blacklist is not None:
@@ -91,6 +92,7 @@ def plan_reencoding(
     """Check what can be known of a re-encoding before it begins: the encoder, its assembly, the chain."""
     _check_numbers(dim, seed)
     chosen = encoder_named(encoder, device, dtype)
+    _check_dim(chosen, dim)
     old = atlas.universe
     new = old if isinstance(chosen, str) or chosen.universe.digest == old.digest else chosen.universe
     leads = None if chain is None else chain_assemblies(chain)
@@ -115,6 +117,12 @@ def plan_reencoding(
         None if genes is None else Genes.load(genes, new.assembly),
         dim, seed, device, dtype,
     )  # fmt: skip
+
+
+def _check_dim(chosen: Encoder | str, dim: int | None) -> None:
+    if dim is not None and not isinstance(chosen, str) and dim != chosen.dim:
+        message = f"dim is {dim}, but the encoder's vectors have {chosen.dim} dimensions"
+        raise BadArgument(message, code="DIM-RANGE", got=dim, fix="leave dim out, or fit a new encoder")
 
 
 def _check_numbers(dim: int | None, seed: int) -> None:

@@ -24,10 +24,12 @@ from chromseek.indexer.build import deleted_rows
 from chromseek.indexer.progress import progress
 from chromseek.indexer.segment import OWN_COLUMNS, read_sets
 from chromseek.indexer.store import Store
+from chromseek.service.output import warn
 
 CORPUS = "corpus"  # the folder that inputs are written to
 _BEDS = (".bed", ".bed.gz", ".bed.bgz", ".narrowpeak", ".narrowpeak.gz", ".broadpeak", ".broadpeak.gz")
 _WAIT = 0.2  # seconds between looks for what the first process writes
+LOW_COVERAGE = 0.5  # of the inputs' regions or fragments; below, a warning says so
 
 
 def read_inputs(
@@ -78,10 +80,15 @@ def universe_file(path: Path, read: ReadOptions, assembly: str | None = None) ->
 
 
 def _counted(inputs: Sequence[str], universe: Universe, read: ReadOptions) -> Iterator[SetBlock]:
+    n_source = n_placed = 0
     with progress("reading", None) as tick:
         for block in chain.from_iterable(_blocks(one, universe, read) for one in inputs):
             yield block
+            n_source, n_placed = n_source + int(block.n_source.sum()), n_placed + int(block.n_placed.sum())
             tick(len(block))
+    if n_placed < LOW_COVERAGE * n_source:
+        share = n_placed / n_source
+        warn([f"{share:.1%} of what the inputs hold lies in the {len(universe):,} regions: is it the same assembly?"])
 
 
 def _blocks(one: str, universe: Universe, read: ReadOptions) -> Iterator[SetBlock]:

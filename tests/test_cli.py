@@ -19,7 +19,10 @@ import pytest
 from building import other_encoder
 
 import chromseek
+from chromseek.data.tokens import TokenSets
+from chromseek.data.universe import Universe
 from chromseek.encoder.base import save
+from chromseek.encoder.lsi import LSI
 from chromseek.search.atlas import Atlas
 from chromseek.service.cli import app, main, spread
 from chromseek.service.typed_queries import as_query
@@ -321,8 +324,15 @@ def test_reencode(terminal: Terminal, own: Path, tmp_path: Path) -> None:
     assert "view for the label cell_type: by bag (128 dimensions)" in terminal.out
     assert "re-encoded in " in terminal.out
     with chromseek.open(own) as opened:
-        save(other_encoder(), tmp_path / "encoder")
-        n_cells = len(opened.cells)
+        half = Universe(opened.universe.regions.take(slice(None, None, 2)))
+        rng, n_cells = np.random.default_rng(0), len(opened.cells)
+        sets = TokenSets.from_lists([rng.choice(len(half), 60) for _ in range(40)])
+        save(LSI.fit(sets, sets, half, dim=6), tmp_path / "encoder")
+        save(other_encoder(), tmp_path / "elsewhere")
+    version = len(list((own / "manifests").iterdir()))
+    assert terminal.run("reencode", own, "--encoder", tmp_path / "elsewhere") == 65
+    assert "overlap the atlas" in terminal.err
+    assert len(list((own / "manifests").iterdir())) == version
     assert terminal.run("reencode", own, "--encoder", tmp_path / "encoder") == 0
     assert f"of {n_cells} cells were left empty" in terminal.out
     assert terminal.run("info", own, "--json") == 0

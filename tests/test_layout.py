@@ -85,4 +85,4 @@ def test_the_wheel_holds_the_parts_and_nothing_else() -> None:
         pytest.skip("no wheel in dist/ (make wheel)")
     names = {name for name in zipfile.ZipFile(wheels[-1]).namelist() if ".dist-info/" not in name}
     expected = {f"chromseek/{file.parent.name}/{file.name}" for file in FILES}
-    assert names == expected | {"chromseek/__init__.py", "chromseek/py.typed"}
+    assert names == expected | {"chromseek/__init__.py", "chromseek/py.typed", "chromseek/encoder/attention.cpp"}

@@ -118,8 +118,8 @@ def test_an_upload_over_a_socket(served: Served, toy_files: dict[str, Path], atl
     with path.open("rb") as file:
         options = {"options": json.dumps({"labels": ["cell_type"], "k": 10})}
         answer = httpx.post(f"{served.url}/v1/annotate", files={"file": file}, data=options, timeout=30)
-    predicted = atlas.cells.search(path, 10).predict("cell_type")
-    assert answer.json()["predictions"]["cell_type_pred"] == predicted["cell_type_pred"].tolist()
+    predicted = atlas.annotate(path, "cell_type", k=10).obs["cell_type_pred"]
+    assert answer.json()["predictions"]["cell_type_pred"] == predicted.astype(str).tolist()
     assert list(served.uploads.glob("chromseek-upload-*")) == []
 
 

@@ -308,14 +308,14 @@ def test_a_network_without_means_is_placed(small: Atlas, tmp_path: Path) -> None
     save(network(400), tmp_path / "encoder")
     unplaced = load(tmp_path / "encoder")
     raw = unplaced.encode(tokens_of(small), "cell")
-    with build_small(tmp_path / "a", universe=None, encoder=tmp_path / "encoder") as built:
+    with build_small(tmp_path / "a", universe=None, dim=None, encoder=tmp_path / "encoder") as built:
         placed = built.cells.vectors_of(range(150))
         assert np.abs(placed - built.encoder.encode(tokens_of(built), "cell")).max() < 2e-3
         assert np.abs(placed.mean(axis=0)).max() < 0.2 < np.abs(raw.mean(axis=0)).max()
         assert built.info()["encoder"]["context"] == 400
         primary = built.content["primary"]
         whole(built)
-    with build_small(tmp_path / "a2", universe=None, encoder=tmp_path / "encoder") as again:
+    with build_small(tmp_path / "a2", universe=None, dim=None, encoder=tmp_path / "encoder") as again:
         assert again.content["primary"] == primary
     small.reencode(tmp_path / "encoder")
     assert small.content["primary"] == primary
